@@ -1,0 +1,268 @@
+"""A model: three networks, tokenizer and defaults, from a folder or from state dicts, and back.
+
+`load_model` reads the folders that `folder` knows. Whatever is wrong with them is a
+CheckpointError; `check_folder` finds most of it without loading anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmpl.checkpoint import files
+from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.folder import (
+    BUNDLE_FILES,
+    BUNDLE_FORMAT,
+    BUNDLE_VERSION,
+    CONFIG_FILE,
+    MAX_TOKENIZER_BYTES,
+    PARTS,
+    Configs,
+    ModelFolder,
+    check_folder,
+    part_config,
+    require_matching,
+)
+from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.read import digest, read_state_dict, require_plain
+from mmpl.checkpoint.sizes import Given
+from mmpl.errors import CheckpointError
+from mmpl.media.durable import output_error, put
+from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
+from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_shapes
+from mmpl.wan.ops import natural_precision
+from mmpl.wan.params import Shapes, check_shapes, to_flat, tree_map
+from mmpl.wan.text import TextParams, text_from_flat, text_shapes
+from mmpl.wan.tokenizer import Tokenizer
+from mmpl.wan.vae import VAEParams, vae_from_flat, vae_shapes
+
+__all__ = [
+    "Configs",
+    "Defaults",
+    "Model",
+    "check_folder",
+    "load_model",
+    "model_from_state_dicts",
+    "write_bundle",
+]
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+_SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
+    "dit": dit_shapes,
+    "vae": vae_shapes,
+    "text": text_shapes,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """All that is needed to make films. `digests` tell its weights and tokenizer from others'."""
+
+    dit: DiTParams
+    dit_config: DiTConfig
+    vae: VAEParams
+    vae_config: VAEConfig
+    text: TextParams
+    text_config: TextConfig
+    tokenizer: Tokenizer
+    defaults: Defaults
+    digests: Mapping[str, str]
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    use_ema: bool | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """The model of an mmpl bundle or an official Wan2.1 folder. Raises CheckpointError.
+
+    `checkpoint` (MMPL, Self-Forcing, CausVid) takes the place of the folder's transformer, whose
+    file may then be missing; of one with averaged weights these are taken unless `use_ema` is
+    False. `dtype` is the format of the transformer's matrix products, by default as stored; its
+    other weights are then held in float32 or better. The VAE is held in float32, the text encoder
+    as stored.
+    """
+    found = check_folder(folder, checkpoint=checkpoint)
+    parts = {}
+    for part in PARTS:
+        flat = read_state_dict(found.files[part], use_ema=use_ema if part == "dit" else None)
+        parts[part] = _recognised(part, flat, found.given[part], str(found.files[part]))
+    where = found.files["tokenizer"]
+    tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
+    digests = _digests(parts, tokenizer_json)
+    _require_digests(found, digests)
+    tokenizer = Tokenizer(tokenizer_json, where=str(where))
+    return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+
+
+def model_from_state_dicts(
+    *,
+    dit: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    text: Mapping[str, Tensor],
+    tokenizer_json: str,
+    configs: Configs | None = None,
+    defaults: Defaults | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """A model from state dicts that the caller has and the text of its tokenizer.json.
+
+    Names may be official, diffusers' or transformers', with wrapper prefixes. Without `configs`
+    the sizes are those of the shapes, the rest (heads of 128, VAE levels, latent statistics)
+    Wan2.1's. Tensors are used as they are where format and device allow: do not change them
+    afterwards. See `load_model` for `dtype`. Raises CheckpointError.
+    """
+    states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
+    parts: dict[Kind, _Part] = {}
+    for part, flat in states.items():
+        where = f"{part} state dict"
+        require_plain(flat, where=where)
+        given = asdict(getattr(configs, part)) if configs else {}
+        parts[part] = _recognised(part, flat, given, where)
+    return _model(
+        parts,
+        Tokenizer(tokenizer_json),
+        defaults or Defaults(),
+        _digests(parts, tokenizer_json),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def write_bundle(
+    folder: str | Path,
+    *,
+    dit: DiTParams,
+    vae: VAEParams,
+    text: TextParams,
+    configs: Configs,
+    tokenizer_json: str,
+    defaults: Defaults,
+) -> dict[str, str]:
+    """Writes an mmpl bundle that `load_model` reads back to the same bits; returns its digests.
+
+    Every file is written whole under another name and renamed, config.json last; its digests
+    make a folder that mixes two writes refuse to load. Raises OutputError.
+    """
+    path = Path(folder)
+    flats = {
+        part: {name: leaf.detach().cpu().contiguous() for name, leaf in to_flat(tree).items()}
+        for part, tree in (("dit", dit), ("vae", vae), ("text", text))
+    }
+    digests = {part: digest(flat) for part, flat in flats.items()}
+    digests["tokenizer"] = _text_digest(tokenizer_json)
+    config = {
+        "format": BUNDLE_FORMAT,
+        "version": BUNDLE_VERSION,
+        **{part: asdict(getattr(configs, part)) for part in PARTS},
+        "defaults": asdict(defaults),
+        "digests": digests,
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
+    contents = {BUNDLE_FILES[part]: safetensors.torch.save(flat) for part, flat in flats.items()}
+    contents[BUNDLE_FILES["tokenizer"]] = tokenizer_json.encode()
+    contents[CONFIG_FILE] = json.dumps(config, indent=1, ensure_ascii=False).encode()
+    for name, content in contents.items():
+        put(path / name, lambda file, content=content: file.write(content))
+    return digests
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One network's weights under official names, checked against the config of their shapes."""
+
+    flat: dict[str, Tensor]
+    config: Any
+    where: str
+
+
+def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> _Part:
+    flat = official(part, flat, where=where)
+    for name, tensor in flat.items():
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                "weights of this number format cannot be read yet",
+                where=where,
+                got=f"{ascii(name)[:80]} of {tensor.dtype}",
+                wanted="float32, float16 or bfloat16",
+            )
+    shapes = {name: tuple(tensor.shape) for name, tensor in flat.items()}
+    config = part_config(part, shapes, given, where=where)
+    check_shapes(flat, _SHAPES[part](config), where=where)
+    return _Part(flat, config, where)
+
+
+def _model(
+    parts: Mapping[Kind, _Part],
+    tokenizer: Tokenizer,
+    defaults: Defaults,
+    digests: Mapping[str, str],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> Model:
+    """Checks the parts against each other and puts them together."""
+    dit, vae, text = (parts[part] for part in PARTS)
+    configs = Configs(dit.config, vae.config, text.config)
+    require_matching(configs, defaults, where=dit.where)
+    if tokenizer.vocab_size > text.config.vocab_size:
+        raise CheckpointError(
+            "the tokenizer does not belong to the text encoder",
+            where=text.where,
+            got=f"{tokenizer.vocab_size} tokens",
+            wanted=f"at most {text.config.vocab_size}",
+        )
+    tree = dit_from_flat(dit.flat, dit.config)
+    if dtype is not None:
+        tree = dit_cast(tree, natural_precision(dtype))
+    return Model(
+        dit=tree_map(lambda leaf: leaf.to(device), tree),
+        dit_config=dit.config,
+        vae=tree_map(
+            lambda leaf: leaf.to(device, torch.float32), vae_from_flat(vae.flat, vae.config)
+        ),
+        vae_config=vae.config,
+        text=tree_map(lambda leaf: leaf.to(device), text_from_flat(text.flat, text.config)),
+        text_config=text.config,
+        tokenizer=tokenizer,
+        defaults=defaults,
+        digests=digests,
+    )
+
+
+def _require_digests(found: ModelFolder, actual: Mapping[str, str]) -> None:
+    for part, wanted in found.digests.items():
+        if actual[part] != wanted:
+            raise CheckpointError(
+                "the file is not the one its config.json was written with, or is damaged",
+                where=str(found.files[part]),
+                got=f"digest {actual[part][:12]}",
+                wanted=wanted[:12],
+                todo="copy the whole folder again",
+            )
+
+
+def _digests(parts: Mapping[Kind, _Part], tokenizer_json: str) -> dict[str, str]:
+    digests: dict[str, str] = {part: digest(read.flat) for part, read in parts.items()}
+    return digests | {"tokenizer": _text_digest(tokenizer_json)}
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

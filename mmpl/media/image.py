@@ -1,0 +1,249 @@
+"""Stills: read one untrusted PNG, JPEG or WebP, write a PNG, tile frames into a contact sheet.
+
+Pixels are HWC uint8 RGB. A file given as input is never trusted: it is decoded straight from its
+bytes by the decoder that its first bytes name, under a limit on pixels, and any damage refuses it.
+"""
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from numpy.typing import NDArray
+
+from mmpl.errors import ArgumentError, InputError
+from mmpl.media import durable
+
+Pixels = NDArray[np.uint8]
+
+# The flags that make swscale's colours right to a level or two, and the same on every processor.
+EXACT = (
+    Interpolation.BILINEAR
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+)
+MAX_PIXELS = 50_000_000
+_MAX_BYTES = 1 << 28
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_ORIENTATION_TAG = 0x0112
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+
+
+def readable_file(path: str | os.PathLike[str]) -> Path:
+    """`path`, checked to be an ordinary, non-empty, readable file. Raises `InputError`."""
+    where = os.fspath(path)
+    try:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise InputError(
+            f"cannot read: {error.strerror or error}", where=where, todo="check the path"
+        ) from error
+    except ValueError as error:  # a zero byte, or a character that no file name can hold
+        raise InputError("not a file name", got=repr(where), todo="check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("not an ordinary file", where=where, todo="check the path")
+    if status.st_size == 0:
+        raise InputError("the file is empty", where=where, todo="check the path")
+    return Path(path)
+
+
+def frame_rgb(frame: av.VideoFrame) -> Pixels:
+    """The pixels of a decoded frame, HWC uint8 RGB. The frame's own colour tags are obeyed; YUV
+    without a tag is taken for BT.709."""
+    return _convert(frame, "rgb24")
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """The image in a PNG, JPEG or WebP file: HWC uint8 RGB, a JPEG turned upright as its EXIF
+    data say.
+
+    Transparency is laid over `background`, 16 bits become 8, of an animated PNG the first frame
+    counts. Raises `InputError` where the file is missing, of another kind, cut, damaged, or larger
+    than `max_pixels`, the last before anything is decoded.
+    """
+    path = readable_file(path)
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError("the file is too large for an image", where=str(path))
+    data = path.read_bytes()
+    codec = _codec(data, path)
+    frame = _decode(data, codec, path, max_pixels)
+    parts = frame.format.components
+    alpha = frame.format.has_palette or any(part.is_alpha for part in parts)
+    if any(part.bits > 8 for part in parts):
+        pixels = _to_8_bits(_convert(frame, "rgba64le" if alpha else "rgb48le"))
+    else:
+        pixels = _convert(frame, "rgba" if alpha else "rgb24")
+    if alpha:
+        pixels = _over(pixels, background)
+    orientation = _orientation(data) if codec == "mjpeg" else 1
+    return np.ascontiguousarray(_upright(pixels, orientation))
+
+
+def write_png(path: str | os.PathLike[str], image_HWC: Pixels) -> None:
+    """Write HWC uint8 RGB as a PNG file, whole or not at all. The same pixels give the same bytes.
+
+    Raises `ArgumentError` for anything but HWC uint8 RGB, and `OutputError`.
+    """
+    _check_rgb("image", image_HWC)
+    height, width, _ = image_HWC.shape
+    # Filter 2 of the PNG standard: each row minus the one above, modulo 256.
+    rows = np.diff(image_HWC, axis=0, prepend=np.zeros_like(image_HWC[:1])).reshape(height, -1)
+    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows], axis=1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, body in (
+            (b"IHDR", header),
+            (b"IDAT", zlib.compress(filtered.tobytes(), 6)),
+            (b"IEND", b""),
+        ):
+            checksum = zlib.crc32(kind + body)
+            file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum))
+
+    durable.put(path, write)
+
+
+def contact_sheet(
+    frames: Sequence[Pixels],
+    columns: int,
+    *,
+    gap: int = 4,
+    background: tuple[int, int, int] = (0, 0, 0),
+) -> Pixels:
+    """Frames of one size, row by row in `columns` columns with `gap` pixels around each.
+
+    Takes and returns HWC uint8 RGB. Raises `ArgumentError`.
+    """
+    if not frames or columns < 1 or gap < 0:
+        raise ArgumentError(
+            "not a contact sheet",
+            got=f"{len(frames)} frames in {columns} columns, gap {gap}",
+            wanted="at least one frame and one column",
+        )
+    for frame in frames:
+        _check_rgb("frame", frame)
+        if frame.shape != frames[0].shape:
+            raise ArgumentError("frame size", got=frame.shape, wanted=frames[0].shape)
+    height, width, _ = frames[0].shape
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    size = (gap + rows * (height + gap), gap + columns * (width + gap), 3)
+    sheet = np.full(size, background, dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        row, column = divmod(index, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
+
+
+def _check_rgb(name: str, image: NDArray[Any]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ArgumentError(
+            name, got=f"{image.dtype} {image.shape}", wanted="uint8 (height, width, 3)"
+        )
+
+
+def _codec(data: bytes, path: Path) -> str:
+    """The decoder for the image, from its first bytes; its name plays no part."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "webp"
+    if data.startswith(b"\xff\xd8\xff"):
+        # A cut JPEG decodes without complaint if little is missing, so look for its end marker
+        # after its last scan; there may be other data behind it.
+        if data.find(_END_OF_IMAGE, data.rfind(_START_OF_SCAN)) < 0:
+            raise InputError("the image is cut short", where=str(path), todo="use an intact file")
+        return "mjpeg"
+    raise InputError("not an image this program reads", where=str(path), wanted="PNG, JPEG or WebP")
+
+
+def _decode(data: bytes, codec: str, path: Path, max_pixels: int) -> av.VideoFrame:
+    # Not through av.open: that decodes once by itself to find out the size, without any limit.
+    decoder = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
+    decoder.options = {"err_detect": "explode", "max_pixels": str(max_pixels)}
+    decoder.thread_count = 1
+    try:
+        frames = decoder.decode(av.Packet(data)) or decoder.decode(None)
+    except FFmpegError as error:
+        raise InputError(
+            "the image is damaged or too large",
+            where=str(path),
+            wanted=f"an intact file of at most {max_pixels:,} pixels",
+        ) from error
+    if not frames or frames[0].is_corrupt:
+        raise InputError("the image is damaged", where=str(path), todo="use an intact file")
+    return frames[0]
+
+
+def _convert(frame: av.VideoFrame, format: str) -> NDArray[Any]:
+    """The pixels of a frame as an RGB format of packed bytes or words, HWC."""
+    untagged = frame.colorspace == _UNSPECIFIED
+    return frame.reformat(
+        format=format,
+        src_colorspace=Colorspace.ITU709 if untagged else None,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=EXACT,
+        threads=1,
+    ).to_ndarray()
+
+
+def _to_8_bits(pixels: NDArray[np.uint16]) -> Pixels:
+    """Rounded v / 257 in 16-bit integers (swscale would dither)."""
+    return ((pixels - (pixels >> 8) + 128) >> 8).astype(np.uint8)
+
+
+def _over(pixels_rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
+    over = np.empty((*pixels_rgba.shape[:2], 3), np.uint8)
+    behind = np.array(background, np.uint16)
+    for y, row in enumerate(pixels_rgba):  # by rows: the products take twice the memory
+        colour, alpha = row[:, :3].astype(np.uint16), row[:, 3:].astype(np.uint16)
+        over[y] = (colour * alpha + behind * (255 - alpha) + 127) // 255
+    return over
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 to 8; 1, upright, if it has none. Read here because PyAV
+    tells turns but not mirrorings."""
+    marker = data.find(b"Exif\0\0", 0, 1 << 16)
+    if marker < 0:
+        return 1
+    tiff = data[marker + 6 : marker + 6 + (1 << 16)]
+    order = ">" if tiff.startswith(b"MM") else "<"
+    try:
+        (folder,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, folder)
+        for entry in range(entries):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, folder + 2 + 12 * entry)
+            if tag == _ORIENTATION_TAG and 1 <= value <= 8:
+                return value
+    except struct.error:  # nonsense in the EXIF block leaves the pixels as good as they were
+        return 1
+    return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """HWC pixels stored with an EXIF orientation, as they should be seen."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    vertical = -1 if orientation in (3, 4, 7, 8) else 1
+    horizontal = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::vertical, ::horizontal]
