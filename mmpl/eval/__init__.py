@@ -1,0 +1,1 @@
+"""Measures of finished films: what the pixels show, against what the prompt asked for."""

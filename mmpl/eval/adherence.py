@@ -1,0 +1,119 @@
+"""Does a film show what its prompt says? Counted over held-out prompts, read from pixels alone.
+
+For every prompt a film is made; its first segment is read for shape, hue and motion, its last
+second for whether one recognisable object is left. The same reading of true clips gives the
+instrument's own limit, and of true clips through the VAE the model's ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmpl.eval.reader import classify
+from mmpl.generate import Frames, Model, Request, film_of, generate
+from mmpl.media.video import to_uint8
+from mmpl.train.clips import draw_spec, render
+from mmpl.train.grammar import held_out_prompts
+from mmpl.wan import vae
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One film against its prompt. `left` is None where the film is a single segment."""
+
+    prompt: str
+    shape: bool
+    hue: bool
+    motion: bool
+    left: bool | None
+    seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Shares of right answers, 0..1; `left` of the films that go on after the first segment."""
+
+    films: int
+    shape: float
+    hue: float
+    motion: float
+    left: float | None
+
+
+def adherence(
+    model: Model, *, prompts: int = 32, duration_s: float | None = None, seed: int = 0
+) -> Iterator[Score]:
+    """Makes a film for each held-out prompt, with seeds `seed`, `seed`+1, ..., and scores it.
+
+    `duration_s` None: one segment.
+    """
+    for index, (prompt, shape, hue, motion) in enumerate(held_out_prompts(prompts)):
+        segments = 1 if duration_s is None else None
+        request = Request(prompt, seed + index, duration_s=duration_s, segments=segments)
+        film = film_of(model, request)
+        parts = [e.pixels_FHWC for e in generate(model, request) if isinstance(e, Frames)]
+        yield score(
+            np.concatenate(parts),
+            (prompt, shape, hue, motion),
+            segment=film.chain.segment_frames,
+            fps=film.fps,
+        )
+
+
+def score(
+    pixels_FHWC: Pixels, wanted: tuple[str, str, str, str], *, segment: int, fps: int
+) -> Score:
+    """Reads one film: its first `segment` frames, and its last second if it is longer."""
+    prompt, shape, hue, motion = wanted
+    first = classify(pixels_FHWC[:segment])
+    left = classify(pixels_FHWC[-fps:]).one_object if len(pixels_FHWC) > segment else None
+    return Score(
+        prompt,
+        shape=first.shape == shape,
+        hue=first.hue_bin == hue,
+        motion=first.motion == motion,
+        left=left,
+        seen=f"{first.hue_bin} {first.shape} {first.motion}",
+    )
+
+
+def ceiling(model: Model, *, clips: int = 32, seed: int = 10**9) -> tuple[Table, Table, float]:
+    """True held-out clips and their reconstructions by the VAE, read in the same way, and the
+    mean absolute error of the reconstructions (pixels in 0..1)."""
+    truth, rebuilt, errors = [], [], []
+    frames = film_of(model, Request("-", 0, segments=1)).chain.segment_frames
+    for index in range(clips):
+        spec = draw_spec(seed + index, held_out=True)
+        video_CFHW = render(spec, (0, frames), size=model.defaults.height)
+        decoded_CFHW = reconstruct(model, video_CFHW)
+        errors.append((decoded_CFHW - video_CFHW).abs().mean().item() / 2)
+        wanted = ("", spec.shape, spec.hue_bin, spec.motion)
+        for pixels, scores in ((video_CFHW, truth), (decoded_CFHW, rebuilt)):
+            scores.append(score(to_uint8(pixels), wanted, segment=frames, fps=1))
+    return tabulate(truth), tabulate(rebuilt), float(np.mean(errors))
+
+
+@torch.no_grad()
+def reconstruct(model: Model, video_CFHW: torch.Tensor) -> torch.Tensor:
+    """A clip through the VAE and back, clamped to [-1, 1]."""
+    z_BCTHW, _ = vae.encode(model.vae, model.vae_config, video_CFHW[None])
+    return vae.decode(model.vae, model.vae_config, z_BCTHW)[0][0].clamp(-1, 1)
+
+
+def tabulate(scores: list[Score]) -> Table:
+    """Shares of right answers."""
+    left = [s.left for s in scores if s.left is not None]
+    return Table(
+        films=len(scores),
+        shape=float(np.mean([s.shape for s in scores])),
+        hue=float(np.mean([s.hue for s in scores])),
+        motion=float(np.mean([s.motion for s in scores])),
+        left=float(np.mean(left)) if left else None,
+    )

@@ -1,0 +1,167 @@
+"""Denoising one group of latent frames over the cache of its segment.
+
+A group is denoised against what earlier groups committed, then a clean pass at timestep 0 stores
+its keys and values for later groups. Guidance takes two branches, each with its own text and
+cache. Source: paper 3.1-3.2, mmpl_facts section 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmpl.errors import NumericError
+from mmpl.layout.layout import Group, Layout
+from mmpl.layout.slots import SlotPlan, slot_plan
+from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
+from mmpl.wan.config import DiTConfig
+from mmpl.wan.dit import CrossKV, DiTParams, Engine, Frames, dit
+from mmpl.wan.flow import Schedule, SolverState, guided, step
+from mmpl.wan.rope import rope_table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """The transformer and how its arithmetic is done."""
+
+    params: DiTParams
+    config: DiTConfig
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One side of classifier-free guidance: a text and the cache of passes that saw it."""
+
+    context: CrossKV
+    cache: KVCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a segment has committed so far. `branches` is (with prompt,) or (with prompt, with
+    negative prompt); all passes of a segment go through both."""
+
+    slots: SlotPlan
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How noise becomes a picture: a solver, its schedule, and the guidance scale."""
+
+    solver: str
+    schedule: Schedule
+    guidance_scale: float
+
+
+def open_context(
+    network: Network,
+    layout: Layout,
+    texts: tuple[CrossKV, ...],
+    *,
+    latent_size: tuple[int, int],
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+) -> Context:
+    """An empty context with one branch per text. `latent_size`: rows and columns of the latent."""
+    slots = slot_plan(layout)
+    branches = []
+    for text in texts:
+        cache = kv_allocate(
+            network.config,
+            batch=batch,
+            slots=slots.slots,
+            frame_tokens=network.config.frame_tokens(*latent_size),
+            dtype=text.k_IBJNK.dtype,
+            device=device,
+        )
+        branches.append(Branch(text, cache))
+    return Context(slots, tuple(branches))
+
+
+def reset(context: Context) -> Context:
+    """The same storage with nothing committed: the context of the next segment."""
+    return replace(
+        context,
+        branches=tuple(replace(b, cache=kv_reset(b.cache)) for b in context.branches),
+    )
+
+
+def commit(network: Network, context: Context, group: Group, z_BCTHW: Tensor) -> Context:
+    """Runs the clean pass of `group` with its final latents (frames ascending) and commits it.
+
+    Whoever needs a group's context gets the same bits from this pass, wherever it runs.
+    """
+    velocities(network, context, group, z_BCTHW, 0.0)
+    written = range(*context.slots.pass_of(group.name).write)
+    return replace(
+        context,
+        branches=tuple(replace(b, cache=kv_commit(b.cache, written)) for b in context.branches),
+    )
+
+
+def denoise(
+    network: Network, context: Context, group: Group, noise_BCTHW: Tensor, sampler: Sampler
+) -> Generator[int, None, Tensor]:
+    """Denoises `noise_BCTHW` (the group's frames, ascending); yields steps done, returns latents.
+
+    The context is not changed but for the group's own uncommitted slots. Raises NumericError if
+    the result is not finite.
+    """
+    x_BCTHW, state = noise_BCTHW, SolverState()
+    for index, timestep in enumerate(sampler.schedule.timesteps):
+        v_BCTHW, *others = velocities(network, context, group, x_BCTHW, timestep)
+        for other_BCTHW in others:
+            v_BCTHW = guided(v_BCTHW, other_BCTHW, sampler.guidance_scale)
+        x_BCTHW, state = step(sampler.solver, sampler.schedule, index, v_BCTHW, x_BCTHW, state)
+        yield index + 1
+    if not bool(torch.isfinite(x_BCTHW).all()):
+        raise NumericError(
+            "the latents are not finite",
+            where=f"group {group.name}",
+            todo="try another dtype or check the weights",
+        )
+    return x_BCTHW
+
+
+@torch.no_grad()
+def velocities(
+    network: Network, context: Context, group: Group, x_BCTHW: Tensor, timestep: float
+) -> list[Tensor]:
+    """One velocity per branch, for the frames of `group` ascending, all at one timestep.
+
+    Each branch is a forward of its own: one fixed shape, one set of bits. The tokens run in slot
+    order, so that they are written as one range.
+    """
+    plan = context.slots.pass_of(group.name)
+    order = [group.frames.index(frame) for frame in plan.frames]
+    back = [plan.frames.index(frame) for frame in group.frames]
+    batch, _, _, height, width = x_BCTHW.shape
+    _, patch_height, patch_width = network.config.patch_size
+    table = rope_table(
+        network.config,
+        plan.frames,
+        height // patch_height,
+        width // patch_width,
+        device=x_BCTHW.device,
+    )
+    view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    frames = Frames(plan.frames, slots=view, rope_L1C2=table)
+    t_BT = torch.full((batch, len(order)), timestep, dtype=torch.float32, device=x_BCTHW.device)
+    return [
+        dit(
+            network.params,
+            network.config,
+            x_BCTHW[:, :, order],
+            t_BT,
+            branch.context,
+            branch.cache,
+            frames=frames,
+            engine=network.engine,
+        )[:, :, back]
+        for branch in context.branches
+    ]

@@ -1,0 +1,205 @@
+"""What is asked of a film, resolved to integers and checked, before any weight is loaded.
+
+No torch here: the command line refuses bad values within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mmpl.checkpoint.defaults import Defaults
+from mmpl.errors import ArgumentError
+from mmpl.layout.layout import Group, Layout, needed
+from mmpl.layout.presets import by_name
+from mmpl.layout.timeline import (
+    Chain,
+    chain_of,
+    film_frames,
+    frames_for_duration,
+    kept_frames,
+    needed_latents,
+    segments_for,
+)
+
+T = TypeVar("T")
+
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for. None means: as the model's defaults say.
+
+    Give at most one of `duration_s`, `frames` (pixel frames) and `segments`. `layout` is a name
+    of `mmpl.layout.presets`. Raises nothing itself: `resolve` checks.
+    """
+
+    prompt: str
+    seed: int
+    negative_prompt: str | None = None
+    duration_s: float | None = None
+    frames: int | None = None
+    segments: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: int | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    solver: str | None = None
+    seeding: str = "terminal"
+    noise: str | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    layout: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A film in full: every number that its latents depend on, but for the weights."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    frames: int
+    fps: int
+    width: int
+    height: int
+    solver: str
+    steps: int
+    shift: float
+    guidance_scale: float
+    noise: str
+    alpha: float
+    beta: float
+    layout: Layout
+    seeding: str
+    chain: Chain
+
+    @property
+    def segments(self) -> int:
+        return segments_for(self.chain, self.frames)
+
+    def planning(self, segment: int) -> tuple[Group, ...]:
+        """The groups whose frames the next segment's seeds are made from, in layout order.
+
+        The last segment plans the same groups, as far as its kept frames need them.
+        """
+        return tuple(
+            g for g in self.groups(segment) if g in needed(self.layout, self.chain.handover)
+        )
+
+    def populating(self, segment: int) -> tuple[Group, ...]:
+        """The other groups that some kept frame of the segment needs, in layout order."""
+        return tuple(g for g in self.groups(segment) if g not in self.planning(segment))
+
+    def groups(self, segment: int) -> tuple[Group, ...]:
+        """Every group of the segment that has to run, in layout order."""
+        return needed(self.layout, needed_latents(self.chain, segment, self.frames))
+
+    def kept(self, segment: int) -> tuple[int, int]:
+        """Half-open range of the segment's own pixel frames that the film shows."""
+        return kept_frames(self.chain, segment, self.frames)
+
+
+def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel_step: int) -> Film:
+    """The film a request means for a model with these defaults. Raises ArgumentError.
+
+    `temporal_stride`: pixel frames per latent frame. `pixel_step`: width and height are multiples
+    of it, the VAE's spatial stride times the transformer's patch.
+    """
+    if not request.prompt.strip():
+        raise ArgumentError("the prompt is empty", todo="say what the film shows")
+    if not 0 <= request.seed <= LARGEST_SEED:
+        raise ArgumentError(
+            "seed is out of range",
+            got=request.seed,
+            wanted=f"0 to {LARGEST_SEED}, or -1 for random",
+        )
+    layout = by_name(request.layout or defaults.layout_t2v)
+    chain = chain_of(layout, seeding=request.seeding, temporal_stride=temporal_stride)
+    film = Film(
+        prompt=request.prompt,
+        negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
+        seed=request.seed,
+        frames=_frames(request, defaults, chain),
+        fps=_whole("fps", _given(request.fps, defaults.fps), 1, 240),
+        width=_size("width", _given(request.width, defaults.width), pixel_step),
+        height=_size("height", _given(request.height, defaults.height), pixel_step),
+        solver=_given(request.solver, defaults.solver),
+        steps=_whole("steps", _given(request.steps, defaults.steps), 1, 1000),
+        shift=_number("shift", _given(request.shift, defaults.shift), 0.01, 100.0),
+        guidance_scale=_number(
+            "guidance_scale", _given(request.guidance_scale, defaults.guidance_scale), 0.0, 100.0
+        ),
+        noise=_given(request.noise, defaults.noise),
+        alpha=_number("alpha", _given(request.alpha, defaults.alpha), 0.0, 1.0),
+        beta=_number("beta", _given(request.beta, defaults.beta), 0.0, 100.0),
+        layout=layout,
+        seeding=request.seeding,
+        chain=chain,
+    )
+    _choice("solver", film.solver, ("unipc", "dpm++", "euler"))
+    _choice("noise", film.noise, ("off", "paper", "unit"))
+    size = f"{film.width}x{film.height}"
+    if defaults.sizes and size not in defaults.sizes:
+        raise ArgumentError(
+            "this model does not make films of this size",
+            got=size,
+            wanted=" or ".join(defaults.sizes),
+        )
+    return film
+
+
+def _frames(request: Request, defaults: Defaults, chain: Chain) -> int:
+    lengths = {
+        "duration": request.duration_s,
+        "num_frames": request.frames,
+        "segments": request.segments,
+    }
+    given = [name for name, value in lengths.items() if value is not None]
+    if len(given) > 1:
+        raise ArgumentError("the length is given twice", got=" and ".join(given), wanted="one")
+    fps = _whole("fps", _given(request.fps, defaults.fps), 1, 240)
+    longest = frames_for_duration(1e5, fps)
+    if request.frames is not None:
+        return _whole("num_frames", request.frames, 1, longest)
+    if request.segments is not None:
+        most = segments_for(chain, longest)
+        return film_frames(chain, _whole("segments", request.segments, 1, most))
+    return frames_for_duration(
+        _given(request.duration_s, defaults.duration_s), fps, longest=longest
+    )
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _whole(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ArgumentError(f"{name} is out of range", got=value, wanted=f"{low} to {high}")
+    return value
+
+
+def _number(name: str, value: float, low: float, high: float) -> float:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ArgumentError(f"{name} is out of range", got=value, wanted=f"{low} to {high}")
+    return value
+
+
+def _size(name: str, value: int, step: int) -> int:
+    _whole(name, value, step, 2**13)
+    if value % step:
+        below = value // step * step
+        raise ArgumentError(
+            f"{name} is not a multiple of {step}", got=value, wanted=f"{below} or {below + step}"
+        )
+    return value
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"unknown {name}", got=repr(value), wanted=" or ".join(allowed))

@@ -1,0 +1,1 @@
+"""Procedural data, losses and training loops of the embedded model."""

@@ -1,0 +1,108 @@
+"""Pre-encoded training clips: shards of latents in a run folder, made once, resumable.
+
+A clip is its seed; captions are drawn again from it. Latents are stored before normalisation, so
+the statistics that a VAE config needs can be measured from the shards themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmpl.errors import ArgumentError
+from mmpl.media import durable
+from mmpl.train.clips import ClipSpec, draw_spec, render_batch
+from mmpl.wan import vae
+from mmpl.wan.config import VAEConfig
+
+SHARD_CLIPS = 64
+_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentClips:
+    """Raw latents z_BCTHW (float16) of clips; `seeds` int64. Every other clip is a continuation:
+    a window from the middle of a film, whose caption tells how it began."""
+
+    z_BCTHW: Tensor
+    seeds: Tensor
+
+    def spec(self, index: int) -> ClipSpec:
+        return clip_of(int(self.seeds[index]))
+
+
+def clip_of(seed: int) -> ClipSpec:
+    """The training clip of a seed: even seeds begin a film, odd seeds continue one."""
+    return draw_spec(seed, continuation=seed % 2 == 1)
+
+
+def encode_shards(
+    params: vae.VAEParams,
+    config: VAEConfig,
+    folder: Path,
+    *,
+    clips: int,
+    latents: int,
+    size: int,
+    first_seed: int = 0,
+) -> Iterator[int]:
+    """Encodes clips of seeds `first_seed`... into shards; yields how many are done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(-(-clips // SHARD_CLIPS)):
+        path = folder / f"shard-{shard:05d}.safetensors"
+        if not path.exists():
+            start = first_seed + shard * SHARD_CLIPS
+            seeds = list(range(start, start + SHARD_CLIPS))
+            parts = [
+                _encode(params, config, seeds[i : i + _BATCH], latents, size)
+                for i in range(0, SHARD_CLIPS, _BATCH)
+            ]
+            tensors = {"z_BCTHW": torch.cat(parts).half(), "seeds": torch.tensor(seeds)}
+            with durable.replacing(path) as temporary:
+                save_file(tensors, temporary)
+        yield (shard + 1) * SHARD_CLIPS
+
+
+def read_shards(folder: Path) -> LatentClips:
+    """All clips of a folder. Raises ArgumentError when there are none."""
+    shards = [load_file(path) for path in sorted(folder.glob("shard-*.safetensors"))]
+    if not shards:
+        raise ArgumentError("no latents", where=str(folder), todo="encode clips first")
+    return LatentClips(
+        torch.cat([shard["z_BCTHW"] for shard in shards]),
+        torch.cat([shard["seeds"] for shard in shards]),
+    )
+
+
+def with_statistics(config: VAEConfig, clips: LatentClips) -> VAEConfig:
+    """The config with the latents' mean and standard deviation per channel, as measured."""
+    z = clips.z_BCTHW.float()
+    mean, std = z.mean(dim=(0, 2, 3, 4)), z.std(dim=(0, 2, 3, 4))
+    return replace(
+        config,
+        latent_mean=tuple(round(x, 5) for x in mean.tolist()),
+        latent_std=tuple(round(x, 5) for x in std.tolist()),
+    )
+
+
+def normalised(config: VAEConfig, z_BCTHW: Tensor) -> Tensor:
+    """Raw latents as the transformer sees them, float32."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (config.latent_mean, config.latent_std)
+    )
+    return (z_BCTHW.float() - mean) / std
+
+
+@torch.no_grad()
+def _encode(
+    params: vae.VAEParams, config: VAEConfig, seeds: list[int], latents: int, size: int
+) -> Tensor:
+    frames = config.pixel_frames(latents)
+    video = render_batch([clip_of(seed) for seed in seeds], [(0, frames)] * len(seeds), size=size)
+    return vae.encode(params, config, video)[0]

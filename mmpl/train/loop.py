@@ -1,0 +1,218 @@
+"""One resumable training loop for every network here: AdamW, warm-up and cosine, EMA, atomic
+checkpoints, progress with ETA.
+
+A batch depends on (seed, step) alone, and the checkpoint holds everything else, so a run that was
+killed and resumed gives the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmpl.errors import ArgumentError, NumericError
+from mmpl.media import durable
+
+Weights = dict[str, Tensor]
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> value to minimise, metrics
+LossOf = Callable[[Weights], Loss]
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes two runs equal. Learning rate rises for `warmup` steps, then falls as a cosine
+    to `final_fraction` of it at `steps`. `ema_decay` is reached gradually, so that the average
+    forgets the first steps."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    final_fraction: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.steps > 0 and 0 < self.learning_rate < 1 and 0 <= self.ema_decay < 1):
+            raise ArgumentError(
+                "the recipe is out of range",
+                got=f"steps {self.steps}, learning_rate {self.learning_rate}, "
+                f"ema_decay {self.ema_decay}",
+                wanted="steps > 0, learning_rate in (0, 1), ema_decay in [0, 1)",
+            )
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step done. `metrics` are averages since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    metrics: dict[str, float]
+    seconds_per_step: float
+
+    @property
+    def eta_s(self) -> float:
+        return (self.steps - self.step) * self.seconds_per_step
+
+
+def train(
+    start: Weights,
+    loss_of: LossOf,
+    recipe: Recipe,
+    run: Path,
+    *,
+    save_every: int = 200,
+    report_every: int = 20,
+) -> Iterator[Progress]:
+    """Trains `start` in the folder `run`, resuming what is there; yields progress as it goes.
+
+    `loss_of(weights)` is called once; the loss it returns must depend on these weights, which are
+    updated in place, and on the step alone. The folder gets recipe.json,
+    log.csv and one state file (weights, EMA, optimizer, step), replaced atomically. Raises
+    ArgumentError when the folder belongs to another recipe, NumericError on a non-finite loss
+    (the last good state stays).
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    _check_recipe(run, recipe)
+    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    optimizer = torch.optim.AdamW(
+        list(weights.values()),
+        lr=recipe.learning_rate,
+        betas=(recipe.beta1, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+    )
+    ema = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    step = _restore(run, weights, ema, optimizer)
+    loss = loss_of(weights)
+    sums: dict[str, float] = {}
+    counted, since = 0, time.monotonic()
+    while step < recipe.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        value, metrics = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), recipe.clip_norm)
+        number = value.item()
+        if not math.isfinite(number):
+            raise NumericError(
+                "the loss is not finite",
+                where=f"step {step}",
+                got=number,
+                todo=f"the state of the last checkpoint is kept in {run}",
+            )
+        optimizer.step()
+        step += 1
+        _average_(ema, weights, min(recipe.ema_decay, (1 + step) / (10 + step)))
+        for name, part in {"loss": number, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + part
+        counted += 1
+        if step % save_every == 0 or step == recipe.steps:
+            _save(run, weights, ema, optimizer, step)
+        if step % report_every == 0 or step == recipe.steps:
+            means = {name: total / counted for name, total in sums.items()}
+            pace = (time.monotonic() - since) / counted
+            _log(run, step, means)
+            yield Progress(step, recipe.steps, means.pop("loss"), means, pace)
+            sums, counted, since = {}, 0, time.monotonic()
+
+
+def averaged_weights(run: Path) -> tuple[Weights, int]:
+    """The EMA weights of a run's last checkpoint and its step. Raises ArgumentError if none."""
+    path = run / STATE_FILE
+    if not path.exists():
+        raise ArgumentError("no checkpoint in this run folder", where=str(run))
+    with safe_open(path, framework="pt") as file:
+        names = [name[4:] for name in file.keys() if name.startswith("ema.")]  # noqa: SIM118
+        step = int(json.loads(file.metadata()["mmpl"])["step"])
+        return {name: file.get_tensor(f"ema.{name}") for name in names}, step
+
+
+def _check_recipe(run: Path, recipe: Recipe) -> None:
+    path = run / "recipe.json"
+    wanted = asdict(recipe)
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [n for n in wanted if found.get(n) != wanted[n]]
+        if changed:
+            raise ArgumentError(
+                "this run was started with another recipe",
+                where=str(run),
+                got=", ".join(f"{n} {wanted[n]} (was {found.get(n)})" for n in changed),
+                todo="use the old values or another folder",
+            )
+        return
+    content = (json.dumps(wanted, indent=1) + "\n").encode()
+    durable.put(path, lambda file: file.write(content))
+
+
+def _average_(ema: Weights, weights: Weights, decay: float) -> None:
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.values()), list(weights.values()), 1 - decay)
+
+
+def _save(
+    run: Path, weights: Weights, ema: Weights, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    tensors: Weights = {}
+    for name, tensor in weights.items():
+        tensors[f"weights.{name}"] = tensor.detach()
+        tensors[f"ema.{name}"] = ema[name]
+        # A weight that no loss has touched yet has no optimizer state.
+        for part, value in optimizer.state.get(tensor, {}).items():
+            tensors[f"optimizer.{part}.{name}"] = value
+    with durable.replacing(run / STATE_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"mmpl": json.dumps({"step": step})})
+
+
+def _restore(run: Path, weights: Weights, ema: Weights, optimizer: torch.optim.Optimizer) -> int:
+    path = run / STATE_FILE
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        step = int(json.loads(file.metadata()["mmpl"])["step"])
+        stored = set(file.keys())
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(file.get_tensor(f"weights.{name}"))
+                ema[name].copy_(file.get_tensor(f"ema.{name}"))
+                if f"optimizer.step.{name}" in stored:
+                    optimizer.state[tensor] = {
+                        part: file.get_tensor(f"optimizer.{part}.{name}")
+                        for part in ("step", "exp_avg", "exp_avg_sq")
+                    }
+    return step
+
+
+def _log(run: Path, step: int, means: dict[str, float]) -> None:
+    path = run / "log.csv"
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", *means])
+        writer.writerow([step, *(f"{mean:.6g}" for mean in means.values())])

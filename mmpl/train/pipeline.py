@@ -1,0 +1,126 @@
+"""The embedded bundle from nothing, stage by stage, in one run folder.
+
+    vae-stills -> vae-motion -> vae-segments -> latents -> dit -> bundle
+
+Every stage resumes from what the folder holds, and its result depends on the recipe, the seed and
+the machine alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmpl.checkpoint.bundle import Configs, write_bundle
+from mmpl.train import tiny
+from mmpl.train.dit_loss import dit_loss, split
+from mmpl.train.latents import (
+    LatentClips,
+    encode_shards,
+    normalised,
+    read_shards,
+    with_statistics,
+)
+from mmpl.train.loop import Progress, Recipe, Weights, averaged_weights, train
+from mmpl.train.start import start_transformer, start_vae
+from mmpl.train.vae_loss import VAETraining, motion, segments, stills, vae_loss
+from mmpl.train.vocabulary import make_tokenizer
+from mmpl.wan.config import VAEConfig
+from mmpl.wan.dit import dit_from_flat, dit_shapes
+from mmpl.wan.text import text_from_flat, text_shapes
+from mmpl.wan.tokenizer import Tokenizer
+from mmpl.wan.vae import vae_from_flat
+
+
+@dataclass(frozen=True, slots=True)
+class VAEStage:
+    """One stage of the VAE: what it looks at, and for how long."""
+
+    name: str
+    training: VAETraining
+    recipe: Recipe
+
+
+VAE_STAGES = (
+    VAEStage(
+        "vae-stills",
+        stills(tiny.SIZE),
+        Recipe(steps=220, learning_rate=1e-3, warmup=10, ema_decay=0.95),
+    ),
+    VAEStage(
+        "vae-motion",
+        motion(tiny.SIZE),
+        Recipe(steps=500, learning_rate=4e-4, warmup=50, ema_decay=0.97),
+    ),
+    VAEStage(
+        "vae-segments",
+        segments(tiny.SIZE),
+        Recipe(steps=1000, learning_rate=1.5e-4, warmup=50, ema_decay=0.98),
+    ),
+)
+CLIPS = 1024
+DIT_BATCH = 16
+DIT_RECIPE = Recipe(steps=3500, learning_rate=1.5e-3, warmup=100, beta2=0.98, ema_decay=0.995)
+
+
+def train_vae(runs: Path) -> Iterator[tuple[str, Progress]]:
+    """All stages of the VAE; yields (stage, progress)."""
+    weights = start_vae(tiny.VAE, seed=0)
+    for stage in VAE_STAGES:
+        loss = vae_loss(tiny.VAE, stage.training)
+        for progress in train(weights, loss, stage.recipe, runs / stage.name):
+            yield stage.name, progress
+        weights, _ = averaged_weights(runs / stage.name)
+
+
+def encode_clips(runs: Path, clips: int = CLIPS) -> Iterator[int]:
+    """Latents of the first `clips` training clips; yields how many are done."""
+    params = vae_from_flat(_vae_weights(runs), tiny.VAE)
+    yield from encode_shards(
+        params, tiny.VAE, runs / "latents", clips=clips, latents=tiny.LATENTS, size=tiny.SIZE
+    )
+
+
+def dit_recipe(steps: int | None = None) -> Recipe:
+    """The transformer's recipe, with another number of steps if given."""
+    return DIT_RECIPE if steps is None else replace(DIT_RECIPE, steps=steps)
+
+
+def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
+    """The transformer and its text encoder on the encoded clips."""
+    clips, config = _clips(runs)
+    normal = LatentClips(normalised(config, clips.z_BCTHW), clips.seeds)
+    tokenizer = Tokenizer(make_tokenizer())
+    text_config = tiny.text_config(tokenizer.vocab_size)
+    start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(tiny.DIT), 0).items()}
+    start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(text_config), 1).items()}
+    training = tiny.dit_training(DIT_BATCH)
+    loss = dit_loss(tiny.DIT, text_config, tokenizer, normal, training)
+    yield from train(start, loss, recipe, runs / "dit")
+
+
+def bundle(runs: Path, folder: Path) -> dict[str, str]:
+    """Writes the averaged weights of a run as a model folder; returns its digests."""
+    weights, _ = averaged_weights(runs / "dit")
+    tokenizer = make_tokenizer()
+    text_config = tiny.text_config(Tokenizer(tokenizer).vocab_size)
+    _, vae_config = _clips(runs)
+    return write_bundle(
+        folder,
+        dit=dit_from_flat(split(weights, "dit"), tiny.DIT),
+        vae=vae_from_flat(_vae_weights(runs), vae_config),
+        text=text_from_flat(split(weights, "text"), text_config),
+        configs=Configs(tiny.DIT, vae_config, text_config),
+        tokenizer_json=tokenizer,
+        defaults=tiny.defaults(),
+    )
+
+
+def _vae_weights(runs: Path) -> Weights:
+    return averaged_weights(runs / VAE_STAGES[-1].name)[0]
+
+
+def _clips(runs: Path) -> tuple[LatentClips, VAEConfig]:
+    clips = read_shards(runs / "latents")
+    return clips, with_statistics(tiny.VAE, clips)

@@ -1,0 +1,272 @@
+"""The diffusion transformer: one stateless function for every way it is used.
+
+Bidirectional clips, teacher forcing under a mask, and group-by-group passes over a K/V cache differ
+only in the `Frames` value and the cache given to `dit` (wan_reference sections 2 and 3). Parameters
+carry the official key names. Knows nothing of groups, samplers or films.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from mmpl.errors import ArgumentError
+from mmpl.wan import ops
+from mmpl.wan.attention import (
+    AttentionBackend,
+    Piece,
+    TokenPieces,
+    additive_mask,
+    sdpa,
+    token_pieces,
+)
+from mmpl.wan.cache import KVCache, LayerKV, Rows, SlotView, check_view, read_rows, write_rows
+from mmpl.wan.config import DiTConfig
+from mmpl.wan.dit_block import BlockFn, Shared, heads, normed_heads
+from mmpl.wan.dit_block import block as block
+from mmpl.wan.dit_params import DiTParams as DiTParams
+from mmpl.wan.dit_params import HeadParams
+from mmpl.wan.dit_params import dit_cast as dit_cast
+from mmpl.wan.dit_params import dit_from_flat as dit_from_flat
+from mmpl.wan.dit_params import dit_shapes as dit_shapes
+from mmpl.wan.ops import Precision, cast, linear
+from mmpl.wan.params import Linear
+from mmpl.wan.rope import rope_table
+
+# ------------------------------------------------------------------------ what a pass is given
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CrossKV:
+    """Text keys and values of every block: made once per prompt, never changed."""
+
+    k_IBJNK: Tensor
+    v_IBJNK: Tensor
+
+    def layer(self, index: int) -> LayerKV:
+        """A view of one block's keys and values."""
+        return LayerKV(self.k_IBJNK[index], self.v_IBJNK[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """Where the T latent frames of a pass stand in time and what they see.
+
+    `positions`: temporal RoPE positions, in the order of the frames; they may repeat. `slots`: the
+    cache slots written and read, for a pass over a cache. Without a cache, tokens see each other
+    unless hidden by `mask_LL` (boolean; rows are queries, true is visible) or by `pieces`, which
+    say the same faster. `rope_L1C2`: the table that `rope_table` makes of `positions`, for callers
+    that run the same frames many times.
+    """
+
+    positions: tuple[int, ...]
+    slots: SlotView | None = None
+    mask_LL: Tensor | None = None
+    pieces: tuple[Piece, ...] = ()
+    rope_L1C2: Tensor | None = None
+
+
+# ------------------------------------------------------------------------------- whole network
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """How the arithmetic is done. `precision=None` computes in the format of the stored weights,
+    with islands of at least float32."""
+
+    precision: Precision | None = None
+    attention: AttentionBackend = sdpa
+    block_fn: BlockFn = block
+
+
+DEFAULT_ENGINE = Engine()
+
+
+def encode_context(
+    params: DiTParams,
+    config: DiTConfig,
+    context: Sequence[Tensor],
+    *,
+    engine: Engine = DEFAULT_ENGINE,
+) -> CrossKV:
+    """Keys and values of the text for every block, one batch entry per item of `context`.
+
+    Items are unpadded [J, text_dim], J <= text_len. They are padded with zeros before the text
+    MLP, which turns the padding into a constant that attention does see. ArgumentError for other
+    shapes.
+    """
+    precision = _precision(params, engine)
+    for text in context:
+        ops.check_shape("context", text, (None, config.text_dim))
+        if len(text) > config.text_len:
+            raise ArgumentError("context is too long", got=len(text), wanted=config.text_len)
+    padded = [F.pad(text, (0, 0, 0, config.text_len - len(text))) for text in context]
+    y_BJD = text_embedding(params, torch.stack(padded), precision)
+    layers = [b.cross_attn for b in params.blocks]
+    k = [normed_heads(layer.k, layer.norm_k, config, y_BJD, precision) for layer in layers]
+    v = [heads(linear(layer.v, y_BJD, precision.compute), config) for layer in layers]
+    return CrossKV(cast(torch.stack(k), precision.compute), torch.stack(v))
+
+
+def dit(
+    params: DiTParams,
+    config: DiTConfig,
+    x_BCTHW: Tensor,
+    t_BT: Tensor,
+    context: CrossKV,
+    cache: KVCache | None = None,
+    *,
+    frames: Frames,
+    engine: Engine = DEFAULT_ENGINE,
+) -> Tensor:
+    """The flow velocity v_BCTHW = noise - x0 of latents `x_BCTHW`, in the island format.
+
+    `t_BT`: timestep of every latent frame on the 0..1000 scale. `context` comes from
+    `encode_context`. With a cache, `frames.slots` says what is written and read; the pass must then
+    run under `torch.no_grad()` if it writes. Without one the pass is differentiable. Raises
+    ArgumentError for shapes or slots that do not fit.
+    """
+    precision = _precision(params, engine)
+    _check_inputs(config, x_BCTHW, t_BT, context, frames)
+    write, read = _cache_rows(config, x_BCTHW, cache, frames, precision)
+    e_BTD, e_BT6D = time_embedding(params, config, t_BT, precision)
+    shared = Shared(
+        e_BT6D=e_BT6D,
+        rope_L1C2=_rope(config, x_BCTHW, frames, precision),
+        visible=_visible(config, x_BCTHW, frames, precision),
+        write=write,
+        read=read,
+        precision=precision,
+        attention=engine.attention,
+    )
+    x_BLD = patch_embedding(params, config, x_BCTHW, precision)
+    for index, block_params in enumerate(params.blocks):
+        cached = None if cache is None else cache.layer(index)
+        text = context.layer(index)
+        x_BLD = engine.block_fn(block_params, config, x_BLD, shared, text, cached)
+    y_BLC = head(params.head, config, x_BLD, e_BTD, precision)
+    return unpatchify(config, y_BLC, x_BCTHW.shape[2:])
+
+
+def patch_embedding(
+    params: DiTParams, config: DiTConfig, x_BCTHW: Tensor, precision: Precision
+) -> Tensor:
+    """Tokens x_BLD, column fastest: the patch convolution, whose stride is its size, as a matrix
+    product."""
+    pt, ph, pw = config.patch_size
+    pattern = "B C (T t) (H h) (W w) -> B (T H W) (C t h w)"
+    patches = rearrange(x_BCTHW, pattern, t=pt, h=ph, w=pw)
+    stored = params.patch_embedding
+    matrix = Linear(stored.weight.flatten(1), stored.bias)
+    return cast(linear(matrix, patches, precision.compute), precision.island)
+
+
+def time_embedding(
+    params: DiTParams, config: DiTConfig, t_BT: Tensor, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Vectors e_BTD for the head and e_BT6D for the blocks, in the island format."""
+    dtype = precision.island
+    waves = ops.sinusoid(t_BT, config.freq_dim)
+    e_BTD = linear(params.time_out, F.silu(linear(params.time_in, waves, dtype)), dtype)
+    e_BT6D = linear(params.time_projection, F.silu(e_BTD), dtype).unflatten(-1, (6, config.dim))
+    return e_BTD, e_BT6D
+
+
+def text_embedding(params: DiTParams, padded_BJC: Tensor, precision: Precision) -> Tensor:
+    """Text tokens of the network's width, from zero-padded encoder output."""
+    return ops.mlp(params.text_in, params.text_out, padded_BJC, precision.compute)
+
+
+def head(
+    params: HeadParams, config: DiTConfig, x_BLD: Tensor, e_BTD: Tensor, precision: Precision
+) -> Tensor:
+    """Output features of every token, channel fastest, in the island format."""
+    m_BT21D = (cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)).unsqueeze(3)
+    shift, scale = m_BT21D.unbind(2)
+    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift, scale)
+    return linear(params.head, y_BLD, precision.island)
+
+
+def unpatchify(config: DiTConfig, y_BLC: Tensor, latent_size: Sequence[int]) -> Tensor:
+    """Latents v_BCTHW of size `latent_size` (T, H, W) from output features."""
+    pt, ph, pw = config.patch_size
+    T, H, W = (size // p for size, p in zip(latent_size, config.patch_size))
+    pattern = "B (T H W) (t h w C) -> B C (T t) (H h) (W w)"
+    return rearrange(y_BLC, pattern, T=T, H=H, W=W, t=pt, h=ph, w=pw)
+
+
+def _precision(params: DiTParams, engine: Engine) -> Precision:
+    return engine.precision or ops.natural_precision(params.blocks[0].ffn_in.weight.dtype)
+
+
+def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Frames, precision: Precision) -> Tensor:
+    if frames.rope_L1C2 is not None:
+        return frames.rope_L1C2
+    rows, columns = (size // p for size, p in zip(x_BCTHW.shape[3:], config.patch_size[1:]))
+    dtype = ops.at_least_float32(precision.compute)
+    return rope_table(config, frames.positions, rows, columns, device=x_BCTHW.device, dtype=dtype)
+
+
+def _visible(
+    config: DiTConfig, x_BCTHW: Tensor, frames: Frames, precision: Precision
+) -> Tensor | TokenPieces | None:
+    """What hides tokens from each other, in the form that every block wants it."""
+    if (frames.slots is not None) + (frames.mask_LL is not None) + bool(frames.pieces) > 1:
+        raise ArgumentError("Frames takes slots or a mask or pieces, not two of them")
+    if frames.pieces:
+        frame_tokens = config.frame_tokens(*x_BCTHW.shape[3:])
+        return token_pieces(frames.pieces, len(frames.positions), frame_tokens)
+    return None if frames.mask_LL is None else additive_mask(frames.mask_LL, precision.compute)
+
+
+def _check_inputs(
+    config: DiTConfig, x_BCTHW: Tensor, t_BT: Tensor, context: CrossKV, frames: Frames
+) -> None:
+    pt, ph, pw = config.patch_size
+    T = len(frames.positions)
+    ops.check_shape("latents", x_BCTHW, (None, config.in_dim, T * pt, None, None))
+    B, _, _, H, W = x_BCTHW.shape
+    if H % ph or W % pw:
+        raise ArgumentError(
+            "latent height and width must be multiples of the patch", got=(H, W), wanted=(ph, pw)
+        )
+    ops.check_shape("timesteps", t_BT, (B, T))
+    shape = (config.num_layers, B, config.text_len, config.num_heads, config.head_dim)
+    ops.check_shape("context keys", context.k_IBJNK, shape)
+    L = T * config.frame_tokens(H, W)
+    if frames.mask_LL is not None:
+        ops.check_shape("mask", frames.mask_LL, (L, L))
+    if frames.rope_L1C2 is not None:
+        ops.check_shape("rope table", frames.rope_L1C2, (L, 1, config.head_dim // 2, 2))
+
+
+def _cache_rows(
+    config: DiTConfig, x_BCTHW: Tensor, cache: KVCache | None, frames: Frames, precision: Precision
+) -> tuple[slice | None, Rows | None]:
+    """Token rows of the cache that the pass writes and reads."""
+    if cache is None and frames.slots is None:
+        return None, None
+    if cache is None or frames.slots is None:
+        raise ArgumentError("a cache and Frames.slots go together")
+    B, _, _, H, W = x_BCTHW.shape
+    shape = (config.num_layers, B, None, config.num_heads, config.head_dim)
+    ops.check_shape("cached keys", cache.k_IBSNK, shape)
+    found = (cache.frame_tokens, cache.k_IBSNK.dtype)
+    wanted = (config.frame_tokens(H, W), precision.compute)
+    if found != wanted:
+        raise ArgumentError("the cache was made for other passes", got=found, wanted=wanted)
+    check_view(cache, frames.slots, len(frames.positions))
+    if frames.slots.write is not None and torch.is_grad_enabled():
+        raise ArgumentError(
+            "a pass that writes the cache has no gradient",
+            todo="run it under torch.no_grad(), or with SlotView.write=None",
+        )
+    return (
+        write_rows(frames.slots, cache.frame_tokens),
+        read_rows(frames.slots, cache.frame_tokens, x_BCTHW.device),
+    )

@@ -1,0 +1,133 @@
+"""One block of the diffusion transformer, the function that is worth compiling.
+
+Everything it needs comes in as an argument, so all layers share the compiled code. It is the only
+place that writes to the K/V cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmpl.wan import ops
+from mmpl.wan.attention import AttentionBackend, TokenPieces, attend
+from mmpl.wan.cache import LayerKV, Rows, kv_read, kv_write_
+from mmpl.wan.config import DiTConfig
+from mmpl.wan.dit_params import AttentionParams, BlockParams
+from mmpl.wan.ops import Precision, cast, linear
+from mmpl.wan.params import Linear, Weight
+from mmpl.wan.rope import rope
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """What all blocks of one pass have in common."""
+
+    e_BT6D: Tensor
+    rope_L1C2: Tensor
+    visible: Tensor | TokenPieces | None
+    write: slice | None
+    read: Rows | None
+    precision: Precision
+    attention: AttentionBackend
+
+
+class BlockFn(Protocol):
+    """`block`, or a compiled version of it."""
+
+    def __call__(
+        self,
+        params: BlockParams,
+        config: DiTConfig,
+        x_BLD: Tensor,
+        shared: Shared,
+        text: LayerKV,
+        cached: LayerKV | None,
+        /,
+    ) -> Tensor: ...
+
+
+def block(
+    params: BlockParams,
+    config: DiTConfig,
+    x_BLD: Tensor,
+    shared: Shared,
+    text: LayerKV,
+    cached: LayerKV | None,
+) -> Tensor:
+    """One transformer block (wan_reference 2.2): self-attention, cross-attention, feed-forward.
+
+    Writes to `cached` in place. Compile this function, not `dit`: parameters and tensors are its
+    inputs, so all layers share the compiled code.
+    """
+    precision = shared.precision
+    m_BT61D = (cast(params.modulation, precision.island) + shared.e_BT6D).unsqueeze(3)
+    shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = m_BT61D.unbind(2)
+
+    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift_sa, scale_sa)
+    y_BLD = self_attention(params.self_attn, config, y_BLD, shared, cached)
+    x_BLD = ops.gated_add(x_BLD, y_BLD, gate_sa)
+
+    y_BLD = ops.affine_norm(params.norm3, x_BLD, config.eps)
+    x_BLD = x_BLD + cross_attention(params.cross_attn, config, y_BLD, shared, text)
+
+    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift_ffn, scale_ffn)
+    y_BLD = ops.mlp(params.ffn_in, params.ffn_out, y_BLD, precision.compute)
+    return ops.gated_add(x_BLD, y_BLD, gate_ffn)
+
+
+def self_attention(
+    params: AttentionParams,
+    config: DiTConfig,
+    y_BLD: Tensor,
+    shared: Shared,
+    cached: LayerKV | None,
+) -> Tensor:
+    """Attention between tokens: of the pass alone, or of the pass and the cache."""
+    precision = shared.precision
+    y_BLD = cast(y_BLD, precision.compute)
+    q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision), shared.rope_L1C2)
+    k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision), shared.rope_L1C2)
+    v_BLNK = heads(linear(params.v, y_BLD, precision.compute), config)
+    seen = _seen(LayerKV(cast(k_BLNK, precision.compute), v_BLNK), shared, cached)
+    q_BLNK = cast(q_BLNK, precision.compute)
+    o_BLNK = attend(shared.attention, q_BLNK, seen.k_BSNK, seen.v_BSNK, shared.visible)
+    return linear(params.o, o_BLNK.flatten(2), precision.compute)
+
+
+def cross_attention(
+    params: AttentionParams, config: DiTConfig, y_BLD: Tensor, shared: Shared, text: LayerKV
+) -> Tensor:
+    """Attention to the text, its padding included (wan_reference 2.2)."""
+    precision = shared.precision
+    q_BLNK = normed_heads(params.q, params.norm_q, config, y_BLD, precision)
+    o_BLNK = shared.attention(cast(q_BLNK, precision.compute), text.k_BSNK, text.v_BSNK)
+    return linear(params.o, o_BLNK.flatten(2), precision.compute)
+
+
+def normed_heads(
+    matrix: Linear, gain: Weight, config: DiTConfig, y_BLD: Tensor, precision: Precision
+) -> Tensor:
+    """Queries or keys [B, L, N, K], normed over all heads together, in the island format."""
+    projected = linear(matrix, y_BLD, precision.compute)
+    return heads(ops.rms_norm(gain, projected, config.eps, precision.island), config)
+
+
+def heads(x_BLD: Tensor, config: DiTConfig) -> Tensor:
+    """The heads side by side, as x_BLNK."""
+    return x_BLD.unflatten(-1, (config.num_heads, config.head_dim))
+
+
+def _seen(own: LayerKV, shared: Shared, cached: LayerKV | None) -> LayerKV:
+    """What the queries attend to; stores `own` in the cache if the pass writes."""
+    if cached is None or shared.read is None:
+        return own
+    if shared.write is None:
+        past = kv_read(cached, shared.read)
+        keys = torch.cat((past.k_BSNK, own.k_BSNK), dim=1)
+        return LayerKV(keys, torch.cat((past.v_BSNK, own.v_BSNK), dim=1))
+    kv_write_(cached, own.k_BSNK, own.v_BSNK, shared.write)
+    return kv_read(cached, shared.read)

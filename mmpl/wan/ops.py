@@ -1,0 +1,112 @@
+"""Small operations that every network here shares: casts, linear maps, norms, the time sinusoid.
+
+`linear` is the only function that looks at a stored matrix, so another way of storing one is a
+change here and nowhere else. Knows nothing of whole networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmpl.errors import ArgumentError
+from mmpl.wan.params import Linear, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Which number format computes what (wan_reference section 2.5).
+
+    `compute` is for matrix products, attention and the K/V cache; `island` for the time embedding,
+    modulation, residual stream, norms and head. Weights may be stored in any format.
+    """
+
+    compute: torch.dtype
+    island: torch.dtype
+
+
+FLOAT32 = Precision(torch.float32, torch.float32)
+BFLOAT16 = Precision(torch.bfloat16, torch.float32)
+"""Wan2.1's mixed precision: bfloat16 products, float32 islands."""
+ALL_BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16)
+"""Self-Forcing's policy: the whole model in bfloat16, no islands."""
+
+
+def natural_precision(stored: torch.dtype) -> Precision:
+    """Compute in the stored format, with islands of at least float32."""
+    return Precision(stored, at_least_float32(stored))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 where that is wider."""
+    return dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`. Ten times cheaper than `x.to(dtype)` when there is nothing to do."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def linear(params: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias`, computed in `dtype`."""
+    return F.linear(cast(x, dtype), cast(params.weight, dtype), cast(params.bias, dtype))
+
+
+def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Linear, tanh-GELU, Linear, computed in `dtype`."""
+    return linear(second, F.gelu(linear(first, x, dtype), approximate="tanh"), dtype)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis without parameters, in and out in the format of `x`."""
+    return F.layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis with gain and bias, in and out in the format of `x`."""
+    weight, bias = cast(params.weight, x.dtype), cast(params.bias, x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rms_norm(params: Weight, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
+
+    In this order, and with the statistics in float32 or better (wan_reference section 2.2).
+    """
+    normed = F.rms_norm(cast(x, at_least_float32(x.dtype)), x.shape[-1:], None, eps)
+    return cast(normed, x.dtype) * cast(params.weight, dtype)
+
+
+def modulate(x_BLD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> Tensor:
+    """`x * (1 + scale) + shift` with one shift and scale per latent frame."""
+    x_BTLD = x_BLD.unflatten(1, (shift_BT1D.shape[1], -1))
+    return torch.addcmul(shift_BT1D, x_BTLD, 1 + scale_BT1D).flatten(1, 2)
+
+
+def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BT1D: Tensor) -> Tensor:
+    """`x + gate * y` with one gate per latent frame, in the format of `x`."""
+    frames = (gate_BT1D.shape[1], -1)
+    y_BTLD = cast(y_BLD, x_BLD.dtype).unflatten(1, frames)
+    return torch.addcmul(x_BLD.unflatten(1, frames), y_BTLD, gate_BT1D).flatten(1, 2)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """float64 [..., dim] embedding of times `t` on the 0..1000 scale: all cosines, then all sines.
+
+    Angle k is `t * 10000 ** (-k / (dim / 2))` (wan_reference section 2.1).
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half
+    angles = t.double()[..., None] * torch.pow(10000.0, -exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def check_shape(name: str, x: Tensor, wanted: tuple[int | None, ...]) -> None:
+    """Raises ArgumentError unless `x` has this shape; None stands for any size."""
+    fits = x.ndim == len(wanted) and all(w in (None, g) for g, w in zip(x.shape, wanted))
+    if not fits:
+        shape = ", ".join("any" if size is None else str(size) for size in wanted)
+        raise ArgumentError(f"{name} has the wrong shape", got=tuple(x.shape), wanted=f"({shape})")

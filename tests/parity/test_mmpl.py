@@ -1,0 +1,222 @@
+"""The film code against recorded runs of the released MMPL pipelines: first and chained segments
+of text-to-video, image-to-video, both hand-overs, and the contents of the cache."""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmpl.film.denoise import (
+    Branch,
+    Context,
+    Network,
+    Sampler,
+    commit,
+    open_context,
+    reset,
+    velocities,
+)
+from mmpl.film.segment import hand_over, hand_over_full_history, make_groups, stack
+from mmpl.layout.layout import Group, Layout
+from mmpl.layout.presets import by_name
+from mmpl.layout.timeline import Chain, chain_of
+from mmpl.wan import vae
+from mmpl.wan.config import VAEConfig
+from mmpl.wan.dit import Engine, encode_context
+from mmpl.wan.flow import schedule
+from tests.parity import dit_tiny, golden
+from tests.parity.test_vae import config_of
+
+LATENTS, FLOW, SEEDS, CACHE, PIXELS, SUMS = 2e-4, 3e-5, 5e-5, 1e-4, 1e-4, 5e-3
+FILES = {
+    name: by_name("mmpl_i2v" if "i2v" in name else "mmpl_t2v")
+    for name in sorted(
+        path.name.removesuffix(".safetensors") for path in golden.FOLDER.glob("mmpl_*.safetensors")
+    )
+    if "training" not in name
+}
+
+
+@dataclass(frozen=True)
+class World:
+    recorded: dict[str, Tensor]
+    meta: dict[str, Any]
+    layout: Layout
+    network: Network
+    context: Context
+    vae_params: vae.VAEParams
+    vae_config: VAEConfig
+
+    @property
+    def chain(self) -> Chain:
+        return chain_of(
+            self.layout, seeding="terminal", temporal_stride=self.vae_config.temporal_stride
+        )
+
+
+@cache
+def world(name: str) -> World:
+    recorded, meta = golden.load(name), golden.metadata(name)
+    params, config = dit_tiny.params(), dit_tiny.config()
+    network = Network(params, config, Engine())
+    texts = tuple(
+        encode_context(params, config, [recorded[key]]) for key in ("context", "context_null")
+    )
+    layout = FILES[name]
+    context = open_context(network, layout, texts, latent_size=tuple(meta["latent_hw"]))
+    vae_config = config_of(golden.metadata("vae_tiny.weights")["config"])
+    vae_params = vae.vae_from_flat(golden.load("vae_tiny.weights"), vae_config)
+    return World(recorded, meta, layout, network, context, vae_params, vae_config)
+
+
+def runs(part: str = "latents") -> list[Any]:
+    """Every recorded segment that has this part: (file, prefix)."""
+    found = [(name, key) for name in FILES for key in golden.load(name) if key.endswith(f".{part}")]
+    return [(name, key.removesuffix(f".{part}")) for name, key in found]
+
+
+def steps_of(w: World, prefix: str) -> int:
+    own = w.recorded.get(f"{prefix}.timesteps")
+    if own is not None:
+        return len(own)
+    named = prefix.split(".")[0].removeprefix("s")
+    return int(named) if named.isdigit() else w.meta["steps"]
+
+
+def given_of(w: World, prefix: str) -> dict[int, Tensor]:
+    seeds = w.recorded.get(f"{prefix}.seed_latents")
+    if seeds is None and "image_latent" in w.recorded:
+        seeds = w.recorded["image_latent"]
+    return {} if seeds is None else dict(enumerate(seeds.transpose(1, 2).unbind(2)))
+
+
+def sampler_of(w: World, prefix: str) -> Sampler:
+    grid = schedule(w.meta["solver"], steps_of(w, prefix), w.meta["shift"])
+    return Sampler(w.meta["solver"], grid, w.meta["guidance"])
+
+
+def noise_of(w: World, prefix: str, group: Group) -> Tensor:
+    return w.recorded[f"{prefix}.noise"][:, list(group.frames)].transpose(1, 2)
+
+
+@cache
+def made(name: str, prefix: str) -> dict[int, Tensor]:
+    w = world(name)
+    return finish(
+        make_groups(
+            w.network,
+            w.layout,
+            w.layout.groups,
+            reset(w.context),
+            given_of(w, prefix),
+            sampler_of(w, prefix),
+            lambda group: noise_of(w, prefix, group),
+        )
+    )
+
+
+def finish(steps: Any) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs())
+def test_latents_of_a_segment(name: str, prefix: str) -> None:
+    w = world(name)
+    latents_BTCHW = stack(made(name, prefix), range(w.layout.frames)).transpose(1, 2)
+    assert golden.worst(latents_BTCHW, w.recorded[f"{prefix}.latents"]) < LATENTS
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs())
+def test_seeds_handed_to_the_next_segment(name: str, prefix: str) -> None:
+    w, latents = world(name), made(name, prefix)
+    for key, make in (
+        ("next_seed_latents", hand_over),
+        ("full_history_next_seed_latents", hand_over_full_history),
+    ):
+        wanted = w.recorded.get(f"{prefix}.{key}")
+        if wanted is not None:
+            seeds = make(w.vae_params, w.vae_config, w.chain, latents)
+            assert golden.worst(stack(seeds, seeds).transpose(1, 2), wanted) < SEEDS
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs("pixel_frame_mean"))
+def test_mean_colour_of_the_decoded_frames(name: str, prefix: str) -> None:
+    w = world(name)
+    latents = stack(made(name, prefix), range(w.layout.frames))
+    pixels, _ = vae.decode(w.vae_params, w.vae_config, latents)
+    means = ((pixels.clamp(-1, 1) + 1) / 2).mean(dim=(0, 3, 4)).T
+    assert golden.worst(means, w.recorded[f"{prefix}.pixel_frame_mean"]) < PIXELS
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs("handover_frames"))
+def test_pixels_of_the_hand_over(name: str, prefix: str) -> None:
+    w = world(name)
+    z_BCTHW = stack(made(name, prefix), w.chain.handover)
+    assert golden.worst(z_BCTHW.transpose(1, 2), w.recorded[f"{prefix}.handover_decoder_input"]) < LATENTS
+    pixels = vae.decode(w.vae_params, w.vae_config, z_BCTHW)[0].clamp(-1, 1).transpose(1, 2)
+    assert golden.worst((pixels + 1) / 2, w.recorded[f"{prefix}.handover_frames"]) < PIXELS
+    clip = pixels[:, slice(*w.chain.handover_frames)]
+    assert golden.worst(clip, w.recorded[f"{prefix}.handover_clip"]) < PIXELS
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs("first_step_flow_cond"))
+def test_flow_of_every_first_step(name: str, prefix: str) -> None:
+    w = world(name)
+    final, given = made(name, prefix), given_of(w, prefix)
+    context = reset(w.context)
+    start = sampler_of(w, prefix).schedule.timesteps[0]
+    for group in w.layout.groups:
+        if group.frames[0] not in given:
+            x_BCTHW = noise_of(w, prefix, group)
+            flows = velocities(w.network, context, group, x_BCTHW, start)
+            for flow, branch in zip(flows, ("cond", "uncond"), strict=True):
+                wanted = w.recorded[f"{prefix}.first_step_flow_{branch}"][:, list(group.frames)]
+                assert golden.worst(flow.transpose(1, 2), wanted) < FLOW
+        context = commit(w.network, context, group, stack(final, group.frames))
+
+
+@pytest.mark.parametrize(("name", "prefix"), runs("kv_sums"))
+def test_cache_after_every_group(name: str, prefix: str) -> None:
+    w = world(name)
+    final, context = made(name, prefix), reset(w.context)
+    kept = [g for g in w.layout.groups if any(set(g.frames) & set(o.sees) for o in w.layout.groups)]
+    frames = sorted(frame for group in kept for frame in group.frames)
+    stored: set[int] = set()
+    for index, wanted in enumerate(w.recorded[f"{prefix}.kv_sums"]):
+        group = w.layout.groups[index]
+        if group in kept:
+            context = commit(w.network, context, group, stack(final, group.frames))
+            stored.update(group.frames)
+        for branch, sums in zip(context.branches, wanted, strict=True):
+            for slot, frame in enumerate(frames):
+                got = frame_sums(context, branch, frame) if frame in stored else torch.zeros(1)
+                assert (got - sums[:, slot]).abs().max() < SUMS
+    for branch, kind in zip(context.branches, ("cond", "uncond"), strict=True):
+        for part, tensor in (("k", branch.cache.k_IBSNK), ("v", branch.cache.v_IBSNK)):
+            rows = torch.cat([tensor[1][:, rows_of(context, branch, frame)] for frame in frames], 1)
+            wanted = w.recorded.get(f"{prefix}.kv_layer1_{kind}_{part}")
+            if wanted is not None:
+                assert golden.worst(rows, wanted) < CACHE
+
+
+def rows_of(context: Context, branch: Branch, frame: int) -> slice:
+    tokens, slot = branch.cache.frame_tokens, context.slots.slot(frame)
+    return slice(slot * tokens, (slot + 1) * tokens)
+
+
+def frame_sums(context: Context, branch: Branch, frame: int) -> Tensor:
+    """float64 [layer, 4]: sum k, sum |k|, sum v, sum |v| of one latent frame."""
+    rows = rows_of(context, branch, frame)
+    k, v = (t[:, :, rows].double() for t in (branch.cache.k_IBSNK, branch.cache.v_IBSNK))
+    sums = [x.sum(dim=(1, 2, 3, 4)) for x in (k, k.abs(), v, v.abs())]
+    return torch.stack(sums, dim=1)

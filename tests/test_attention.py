@@ -1,0 +1,73 @@
+"""Attention backends: names, what is missing, masks and pieces."""
+
+import pytest
+import torch
+
+from mmpl.errors import ArgumentError
+from mmpl.wan import attention
+from mmpl.wan.attention import (
+    BACKENDS,
+    Piece,
+    additive_mask,
+    resolve_attention,
+    sdpa,
+    token_mask,
+    token_pieces,
+)
+
+
+def test_auto_takes_sdpa_on_a_cpu_and_says_so() -> None:
+    assert resolve_attention("auto", "cpu") == ("sdpa", sdpa)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "sdpa"])
+def test_a_missing_backend_says_what_to_install(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} is not available.*install"):
+        resolve_attention(name, "cpu")
+
+
+def test_an_unknown_backend_lists_the_names() -> None:
+    with pytest.raises(ArgumentError, match="sage.*sdpa"):
+        resolve_attention("sage", "cpu")
+
+
+def test_auto_prefers_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_available", lambda name, device: name in ("cudnn", "sdpa"))
+    name, backend = resolve_attention("auto", "cuda")
+    assert name == "cudnn"
+    assert backend is attention.cudnn
+
+
+def test_sdpa_is_softmax_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 4, generator=generator) for n in (5, 7, 7))
+    visible = torch.rand(5, 7, generator=generator) > 0.4
+    visible[:, 0] = True
+    scores = torch.einsum("blnk,bsnk->bnls", q, k) / 2
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    wanted = torch.einsum("bnls,bsnk->blnk", weights, v)
+    got = sdpa(q, k, v, additive_mask(visible, torch.float32))
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_flash_takes_no_mask() -> None:
+    flash = attention._flash(lambda q, k, v: (q, k))
+    x = torch.zeros(1, 2, 1, 4)
+    assert flash(x, x, x) is x
+    with pytest.raises(ArgumentError, match="mask"):
+        flash(x, x, x, torch.zeros(2, 2))
+
+
+def test_token_mask_spreads_frames() -> None:
+    got = token_mask(torch.tensor([[True, False], [True, True]]), 2)
+    rows = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert torch.equal(got, torch.tensor(rows, dtype=torch.bool))
+
+
+def test_token_pieces_must_tile_the_frames() -> None:
+    good = (Piece((0, 1), ((0, 1),)), Piece((1, 3), ((0, 1), (1, 3))))
+    slices = ((slice(0, 2), (slice(0, 2),)), (slice(2, 6), (slice(0, 2), slice(2, 6))))
+    assert token_pieces(good, 3, 2) == slices
+    for pieces, frames in ((good, 4), (good[1:], 3), (good[::-1], 3)):
+        with pytest.raises(ArgumentError, match="follow each other"):
+            token_pieces(pieces, frames, 2)
