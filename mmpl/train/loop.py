@@ -85,7 +85,7 @@ def train(
     recipe: Recipe,
     run: Path,
     *,
-    save_every: int = 200,
+    save_every: int = 100,
     report_every: int = 20,
 ) -> Iterator[Progress]:
     """Trains `start` in the folder `run`, resuming what is there; yields progress as it goes.

@@ -1,6 +1,6 @@
 """The embedded bundle from nothing, stage by stage, in one run folder.
 
-    vae-stills -> vae-motion -> vae-segments -> latents -> dit -> bundle
+    vae-stills -> vae-motion -> vae-detail -> vae-segments -> latents -> dit -> bundle
 
 Every stage resumes from what the folder holds, and its result depends on the recipe, the seed and
 the machine alone.
@@ -24,7 +24,7 @@ from mmpl.train.latents import (
 )
 from mmpl.train.loop import Progress, Recipe, Weights, averaged_weights, train
 from mmpl.train.start import start_transformer, start_vae
-from mmpl.train.vae_loss import VAETraining, motion, segments, stills, vae_loss
+from mmpl.train.vae_loss import VAETraining, detail, motion, segments, stills, vae_loss
 from mmpl.train.vocabulary import make_tokenizer
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.dit import dit_from_flat, dit_shapes
@@ -54,9 +54,14 @@ VAE_STAGES = (
         Recipe(steps=500, learning_rate=4e-4, warmup=50, ema_decay=0.97),
     ),
     VAEStage(
+        "vae-detail",
+        detail(tiny.SIZE),
+        Recipe(steps=3000, learning_rate=8e-4, warmup=50, ema_decay=0.99),
+    ),
+    VAEStage(
         "vae-segments",
         segments(tiny.SIZE),
-        Recipe(steps=1000, learning_rate=1.5e-4, warmup=50, ema_decay=0.98),
+        Recipe(steps=300, learning_rate=2e-4, warmup=30, ema_decay=0.97),
     ),
 )
 CLIPS = 1024

@@ -45,12 +45,15 @@ def start_vae(config: VAEConfig, seed: int) -> dict[str, Tensor]:
 
 
 def start_transformer(shapes: Shapes, seed: int) -> dict[str, Tensor]:
-    """Weights of a small DiT or text encoder: head closed, norms neutral, modulation small."""
+    """Weights of a small DiT or text encoder: head closed, norms neutral, modulation small and
+    the same at every timestep, attention of the text encoder (which has no scale) flat."""
     generator = torch.Generator().manual_seed(seed)
     flat = {name: _scaled(shape, generator) for name, shape in shapes.items()}
     for name, tensor in flat.items():
-        if name.endswith(".bias") or name.startswith("head.head"):
+        if name.endswith(".bias") or name.startswith(("head.head", "time_projection")):
             tensor.zero_()
+        elif name.endswith(".attn.q.weight"):
+            tensor.mul_(0.25)
         elif name.endswith("modulation"):
             tensor.normal_(0, tensor.shape[-1] ** -0.5, generator=generator)
         elif "norm" in name:

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmpl.train.clips import draw_spec, render_batch
+from mmpl.train.clips import CANVAS, ClipSpec, draw_spec, render_batch, track
 from mmpl.train.loop import Loss, LossOf, Weights
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+
+_FOCUS = 0.7  # share of crops that follow the object
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +35,38 @@ class View:
 class VAETraining:
     """`views` take turns. `latent_noise` is noise on the latents relative to their spread: it
     keeps the decoder tolerant of a denoiser's and of the re-encoding's small errors. Every
-    `handover_every`-th step adds the error of the hand-over (0: never)."""
+    `handover_every`-th step adds the error of the hand-over (0: never). The error is squared,
+    with `absolute` also absolute, which sharpens outlines once colours are right."""
 
     size: int
     views: tuple[View, ...]
+    absolute: bool = True
     latent_noise: float = 0.0
     handover_every: int = 0
     seed: int = 0
 
 
 def stills(size: int) -> VAETraining:
-    """The first stage: many single frames."""
-    return VAETraining(size, (View(clips=32, latents=1, crop=size // 2),))
+    """The first stage: many single frames, for many colours a step."""
+    return VAETraining(size, (View(clips=32, latents=1, crop=size // 2),), absolute=False)
 
 
 def motion(size: int) -> VAETraining:
-    """The second stage: many short clips, for many colours a step."""
-    return VAETraining(size, (View(clips=16, latents=3, crop=size // 2),))
+    """The second stage: many short clips."""
+    return VAETraining(size, (View(clips=16, latents=3, crop=size // 2),), seed=1)
+
+
+def detail(size: int) -> VAETraining:
+    """The third and longest stage: outlines, which single frames teach cheapest."""
+    still, short = View(32, 1, size // 2), View(12, 3, size // 2)
+    return VAETraining(size, (still, still, still, short), latent_noise=0.03, seed=2)
 
 
 def segments(size: int) -> VAETraining:
     """The last stage: whole segments and whole pictures, and the hand-over."""
     half = size // 2
-    views = (View(4, 21, half), View(16, 3, half), View(4, 21, half), View(4, 3, size))
-    return VAETraining(size, views, latent_noise=0.05, handover_every=2)
+    views = (View(4, 21, half), View(16, 3, half), View(4, 21, half), View(8, 1, size))
+    return VAETraining(size, views, latent_noise=0.05, handover_every=2, seed=3)
 
 
 def vae_loss(config: VAEConfig, training: VAETraining) -> LossOf:
@@ -81,7 +91,7 @@ def _loss(
     decoded, _ = vae.decode(params, config, z_BCTHW)
     absolute, squared = _errors(decoded, video_BCFHW)
     metrics = {"l1": absolute.item(), "mse": squared.item()}
-    value = squared if view.latents == 1 else absolute + squared
+    value = squared + absolute if training.absolute else squared
     if training.handover_every and step % training.handover_every == 0:
         value = value + 0.25 * _handover_error(params, config, z_BCTHW, video_BCFHW, rng)
     return value, metrics
@@ -111,11 +121,23 @@ def _draw(view: View, size: int, config: VAEConfig, rng: np.random.Generator) ->
     specs = [
         draw_spec(int(seed), continuation=True) for seed in rng.integers(2**62, size=view.clips)
     ]
-    places = (size - view.crop) // config.spatial_stride + 1
-    corners = rng.integers(places, size=(view.clips, 2)) * config.spatial_stride
-    crops = [(int(y), int(x), view.crop, view.crop) for y, x in corners]
-    spans = [(0, config.pixel_frames(view.latents))] * view.clips
-    return render_batch(specs, spans, size=size, crops=crops)
+    frames = config.pixel_frames(view.latents)
+    crops = [_crop(spec, frames, view.crop, size, config, rng) for spec in specs]
+    return render_batch(specs, [(0, frames)] * view.clips, size=size, crops=crops)
+
+
+def _crop(
+    spec: ClipSpec, frames: int, crop: int, size: int, config: VAEConfig, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A window on the latent grid, mostly around the object as it is half-way through."""
+    stride = config.spatial_stride
+    places = (size - crop) // stride
+    corner = rng.integers(places + 1, size=2)
+    if rng.random() < _FOCUS:
+        path = track(spec, (frames // 2, frames // 2 + 1))
+        centre = np.array([path.y[0], path.x[0]]) * size / CANVAS + rng.normal(0, stride, 2)
+        corner = np.clip(np.round((centre - crop / 2) / stride), 0, places).astype(int)
+    return int(corner[0]) * stride, int(corner[1]) * stride, crop, crop
 
 
 def _noised(z_BCTHW: Tensor, amount: float, seed: int) -> Tensor:
