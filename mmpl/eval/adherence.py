@@ -7,15 +7,15 @@ instrument's own limit, and of true clips through the VAE the model's ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmpl.checkpoint.bundle import Model
 from mmpl.eval.reader import classify
-from mmpl.generate import Frames, Model, Request, film_of, generate
 from mmpl.media.video import to_uint8
 from mmpl.train.clips import draw_spec, render
 from mmpl.train.grammar import held_out_prompts
@@ -48,32 +48,31 @@ class Table:
 
 
 def adherence(
-    model: Model, *, prompts: int = 32, duration_s: float | None = None, seed: int = 0
+    make_film: Callable[[str, int], Pixels],
+    *,
+    segment_frames: int,
+    fps: int,
+    prompts: int = 32,
+    seed: int = 0,
 ) -> Iterator[Score]:
-    """Makes a film for each held-out prompt, with seeds `seed`, `seed`+1, ..., and scores it.
+    """Makes a film for each held-out prompt and scores it.
 
-    `duration_s` None: one segment.
+    `make_film(prompt, seed)` gives uint8 FHWC pixels; seeds are `seed`, `seed` + 1, ...
     """
-    for index, (prompt, shape, hue, motion) in enumerate(held_out_prompts(prompts)):
-        segments = 1 if duration_s is None else None
-        request = Request(prompt, seed + index, duration_s=duration_s, segments=segments)
-        film = film_of(model, request)
-        parts = [e.pixels_FHWC for e in generate(model, request) if isinstance(e, Frames)]
-        yield score(
-            np.concatenate(parts),
-            (prompt, shape, hue, motion),
-            segment=film.chain.segment_frames,
-            fps=film.fps,
-        )
+    for index, wanted in enumerate(held_out_prompts(prompts)):
+        pixels = make_film(wanted[0], seed + index)
+        yield score(pixels, wanted, segment_frames=segment_frames, fps=fps)
 
 
 def score(
-    pixels_FHWC: Pixels, wanted: tuple[str, str, str, str], *, segment: int, fps: int
+    pixels_FHWC: Pixels, wanted: tuple[str, str, str, str], *, segment_frames: int, fps: int
 ) -> Score:
-    """Reads one film: its first `segment` frames, and its last second if it is longer."""
+    """Reads one film: its first segment, and its last second if it is longer.
+
+    `wanted` is (prompt, shape, hue bin, motion)."""
     prompt, shape, hue, motion = wanted
-    first = classify(pixels_FHWC[:segment])
-    left = classify(pixels_FHWC[-fps:]).one_object if len(pixels_FHWC) > segment else None
+    first = classify(pixels_FHWC[:segment_frames])
+    left = classify(pixels_FHWC[-fps:]).one_object if len(pixels_FHWC) > segment_frames else None
     return Score(
         prompt,
         shape=first.shape == shape,
@@ -84,19 +83,20 @@ def score(
     )
 
 
-def ceiling(model: Model, *, clips: int = 32, seed: int = 10**9) -> tuple[Table, Table, float]:
+def ceiling(
+    model: Model, *, segment_frames: int, clips: int = 32, seed: int = 10**9
+) -> tuple[Table, Table, float]:
     """True held-out clips and their reconstructions by the VAE, read in the same way, and the
     mean absolute error of the reconstructions (pixels in 0..1)."""
     truth, rebuilt, errors = [], [], []
-    frames = film_of(model, Request("-", 0, segments=1)).chain.segment_frames
     for index in range(clips):
         spec = draw_spec(seed + index, held_out=True)
-        video_CFHW = render(spec, (0, frames), size=model.defaults.height)
+        video_CFHW = render(spec, (0, segment_frames), size=model.defaults.height)
         decoded_CFHW = reconstruct(model, video_CFHW)
         errors.append((decoded_CFHW - video_CFHW).abs().mean().item() / 2)
         wanted = ("", spec.shape, spec.hue_bin, spec.motion)
         for pixels, scores in ((video_CFHW, truth), (decoded_CFHW, rebuilt)):
-            scores.append(score(to_uint8(pixels), wanted, segment=frames, fps=1))
+            scores.append(score(to_uint8(pixels), wanted, segment_frames=segment_frames, fps=1))
     return tabulate(truth), tabulate(rebuilt), float(np.mean(errors))
 
 

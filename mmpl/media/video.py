@@ -331,10 +331,13 @@ def _decode(
     container: InputContainer, stream: VideoStream, path: str | os.PathLike[str]
 ) -> Iterator[av.VideoFrame]:
     empty = True
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise InputError("a frame is damaged", where=os.fspath(path))
-        empty = False
-        yield frame
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # cut short; its frame may decode all the same
+            raise InputError("the video is cut short", where=os.fspath(path))
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise InputError("a frame is damaged", where=os.fspath(path))
+            empty = False
+            yield frame
     if empty:
         raise InputError("no frames in this file", where=os.fspath(path))

@@ -1,5 +1,5 @@
-"""One resumable training loop for every network here: AdamW, warm-up and cosine, EMA, atomic
-checkpoints, progress with ETA.
+"""One resumable training loop for every network here: Muon for matrices, AdamW for the rest,
+warm-up and cosine, EMA, atomic checkpoints, progress with ETA.
 
 A batch depends on (seed, step) alone, and the checkpoint holds everything else, so a run that was
 killed and resumed gives the same weights as one that was not.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError, NumericError
 from mmpl.media import durable
+from mmpl.train.muon import is_matrix, muon_step_
 
 Weights = dict[str, Tensor]
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> value to minimise, metrics
@@ -31,37 +32,39 @@ STATE_FILE = "state.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What makes two runs equal. Learning rate rises for `warmup` steps, then falls as a cosine
-    to `final_fraction` of it at `steps`. `ema_decay` is reached gradually, so that the average
-    forgets the first steps."""
+    """What makes two runs equal. `matrix_rate` is Muon's for weight matrices, `learning_rate`
+    AdamW's for all other weights; both rise for `warmup` steps, then fall as a cosine to
+    `final_fraction` at `steps`. `ema_decay` is reached gradually, so that the average forgets the
+    first steps."""
 
     steps: int
     learning_rate: float
+    matrix_rate: float
     warmup: int = 100
     final_fraction: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.99
+    momentum: float = 0.95
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.steps > 0 and 0 < self.learning_rate < 1 and 0 <= self.ema_decay < 1):
+        rates = (self.learning_rate, self.matrix_rate)
+        if not (self.steps > 0 and all(0 < r < 1 for r in rates) and 0 <= self.ema_decay < 1):
             raise ArgumentError(
                 "the recipe is out of range",
-                got=f"steps {self.steps}, learning_rate {self.learning_rate}, "
-                f"ema_decay {self.ema_decay}",
-                wanted="steps > 0, learning_rate in (0, 1), ema_decay in [0, 1)",
+                got=f"steps {self.steps}, rates {rates}, ema_decay {self.ema_decay}",
+                wanted="steps > 0, rates in (0, 1), ema_decay in [0, 1)",
             )
 
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def share_at(self, step: int) -> float:
+        """The share of the full rates at a step, counted from 0."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+        return self.final_fraction + (1 - self.final_fraction) * cosine
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ class Progress:
     @property
     def eta_s(self) -> float:
         return (self.steps - self.step) * self.seconds_per_step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _State:
+    """All that a checkpoint holds."""
+
+    weights: Weights
+    ema: Weights
+    momenta: Weights
+    optimizer: torch.optim.Optimizer
 
 
 def train(
@@ -99,24 +112,28 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     _check_recipe(run, recipe)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    matrices = {name: w for name, w in weights.items() if is_matrix(name, w)}
+    momenta = {name: torch.zeros_like(w) for name, w in matrices.items()}
     optimizer = torch.optim.AdamW(
-        list(weights.values()),
+        [w for name, w in weights.items() if name not in matrices],
         lr=recipe.learning_rate,
         betas=(recipe.beta1, recipe.beta2),
         weight_decay=recipe.weight_decay,
     )
     ema = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    step = _restore(run, weights, ema, optimizer)
+    state = _State(weights, ema, momenta, optimizer)
+    step = _restore(run, state)
     loss = loss_of(weights)
     sums: dict[str, float] = {}
     counted, since = 0, time.monotonic()
     while step < recipe.steps:
+        share = recipe.share_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at(step)
+            group["lr"] = recipe.learning_rate * share
         value, metrics = loss(step)
-        optimizer.zero_grad(set_to_none=True)
+        for weight in weights.values():
+            weight.grad = None
         value.backward()
-        torch.nn.utils.clip_grad_norm_(list(weights.values()), recipe.clip_norm)
         number = value.item()
         if not math.isfinite(number):
             raise NumericError(
@@ -126,13 +143,19 @@ def train(
                 todo=f"the state of the last checkpoint is kept in {run}",
             )
         optimizer.step()
+        muon_step_(
+            list(matrices.values()),
+            list(momenta.values()),
+            rate=recipe.matrix_rate * share,
+            momentum=recipe.momentum,
+        )
         step += 1
         _average_(ema, weights, min(recipe.ema_decay, (1 + step) / (10 + step)))
         for name, part in {"loss": number, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + part
         counted += 1
         if step % save_every == 0 or step == recipe.steps:
-            _save(run, weights, ema, optimizer, step)
+            _save(run, state, step)
         if step % report_every == 0 or step == recipe.steps:
             means = {name: total / counted for name, total in sums.items()}
             pace = (time.monotonic() - since) / counted
@@ -172,40 +195,41 @@ def _check_recipe(run: Path, recipe: Recipe) -> None:
 
 def _average_(ema: Weights, weights: Weights, decay: float) -> None:
     with torch.no_grad():
-        torch._foreach_lerp_(list(ema.values()), list(weights.values()), 1 - decay)
+        for name, average in ema.items():
+            average.lerp_(weights[name], 1 - decay)
 
 
-def _save(
-    run: Path, weights: Weights, ema: Weights, optimizer: torch.optim.Optimizer, step: int
-) -> None:
+def _save(run: Path, state: _State, step: int) -> None:
     tensors: Weights = {}
-    for name, tensor in weights.items():
+    for name, tensor in state.weights.items():
         tensors[f"weights.{name}"] = tensor.detach()
-        tensors[f"ema.{name}"] = ema[name]
+        tensors[f"ema.{name}"] = state.ema[name]
         # A weight that no loss has touched yet has no optimizer state.
-        for part, value in optimizer.state.get(tensor, {}).items():
+        for part, value in state.optimizer.state.get(tensor, {}).items():
             tensors[f"optimizer.{part}.{name}"] = value
+    tensors |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
     with durable.replacing(run / STATE_FILE) as temporary:
         save_file(tensors, temporary, metadata={"mmpl": json.dumps({"step": step})})
 
 
-def _restore(run: Path, weights: Weights, ema: Weights, optimizer: torch.optim.Optimizer) -> int:
+@torch.no_grad()
+def _restore(run: Path, state: _State) -> int:
     path = run / STATE_FILE
     if not path.exists():
         return 0
     with safe_open(path, framework="pt") as file:
-        step = int(json.loads(file.metadata()["mmpl"])["step"])
         stored = set(file.keys())
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                tensor.copy_(file.get_tensor(f"weights.{name}"))
-                ema[name].copy_(file.get_tensor(f"ema.{name}"))
-                if f"optimizer.step.{name}" in stored:
-                    optimizer.state[tensor] = {
-                        part: file.get_tensor(f"optimizer.{part}.{name}")
-                        for part in ("step", "exp_avg", "exp_avg_sq")
-                    }
-    return step
+        for name, tensor in state.weights.items():
+            tensor.copy_(file.get_tensor(f"weights.{name}"))
+            state.ema[name].copy_(file.get_tensor(f"ema.{name}"))
+            if name in state.momenta:
+                state.momenta[name].copy_(file.get_tensor(f"momentum.{name}"))
+            elif f"optimizer.step.{name}" in stored:
+                state.optimizer.state[tensor] = {
+                    part: file.get_tensor(f"optimizer.{part}.{name}")
+                    for part in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(json.loads(file.metadata()["mmpl"])["step"])
 
 
 def _log(run: Path, step: int, means: dict[str, float]) -> None:

@@ -46,27 +46,29 @@ VAE_STAGES = (
     VAEStage(
         "vae-stills",
         stills(tiny.SIZE),
-        Recipe(steps=220, learning_rate=1e-3, warmup=10, ema_decay=0.95),
+        Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.95),
     ),
     VAEStage(
         "vae-motion",
         motion(tiny.SIZE),
-        Recipe(steps=500, learning_rate=4e-4, warmup=50, ema_decay=0.97),
+        Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.97),
     ),
     VAEStage(
         "vae-detail",
         detail(tiny.SIZE),
-        Recipe(steps=3000, learning_rate=8e-4, warmup=50, ema_decay=0.99),
+        Recipe(steps=2600, learning_rate=1e-3, matrix_rate=1.2e-2, warmup=20, ema_decay=0.99),
     ),
     VAEStage(
         "vae-segments",
         segments(tiny.SIZE),
-        Recipe(steps=300, learning_rate=2e-4, warmup=30, ema_decay=0.97),
+        Recipe(steps=160, learning_rate=3e-4, matrix_rate=3e-3, warmup=20, ema_decay=0.95),
     ),
 )
 CLIPS = 1024
 DIT_BATCH = 16
-DIT_RECIPE = Recipe(steps=3500, learning_rate=1.5e-3, warmup=100, beta2=0.98, ema_decay=0.995)
+DIT_RECIPE = Recipe(
+    steps=3500, learning_rate=2e-3, matrix_rate=1.5e-2, warmup=100, beta2=0.98, ema_decay=0.995
+)
 
 
 def train_vae(runs: Path) -> Iterator[tuple[str, Progress]]:

@@ -58,7 +58,7 @@ def motion(size: int) -> VAETraining:
 
 def detail(size: int) -> VAETraining:
     """The third and longest stage: outlines, which single frames teach cheapest."""
-    still, short = View(32, 1, size // 2), View(12, 3, size // 2)
+    still, short = View(16, 1, size // 2), View(8, 3, size // 2)
     return VAETraining(size, (still, still, still, short), latent_noise=0.03, seed=2)
 
 

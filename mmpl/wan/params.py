@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def key(name: str) -> Any:
-    """Declares a field stored under another name than its own, as in `head: Linear = key("x.0")`."""
+    """Declares a field stored under another name than its own: `head: Linear = key("x.0")`."""
     return field(metadata={"key": name})
 
 

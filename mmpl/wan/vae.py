@@ -206,11 +206,9 @@ class _Tails:
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """`x` behind the `frames` frames before it, zeros at the start; remembers its end."""
-        if self.first:
-            old = x.new_zeros(x.shape[:2] + (frames,) + x.shape[3:])
-        else:
-            old = next(self._old)
-        extended = torch.cat([old, x], dim=2)
+        batch, channels, _, *size = x.shape
+        zeros = x.new_zeros(batch, channels, frames, *size) if self.first else None
+        extended = torch.cat([next(self._old) if zeros is None else zeros, x], dim=2)
         self._new.append(extended[:, :, -frames:])
         return extended
 

@@ -1,4 +1,4 @@
-"""Streamed and one-shot coding are one function: any division into chunks gives the same numbers."""
+"""Streamed and one-shot coding are one function: any chunks give the same numbers."""
 
 from __future__ import annotations
 

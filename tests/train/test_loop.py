@@ -1,4 +1,4 @@
-"""A killed and resumed training is the uninterrupted one, bit for bit; mistakes keep what is good."""
+"""A resumed training is the uninterrupted one, bit for bit; mistakes keep what is good."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError, NumericError
 from mmpl.train.loop import Loss, Recipe, Weights, averaged_weights, train
+from mmpl.train.muon import orthogonalised
 
-RECIPE = Recipe(steps=9, learning_rate=0.1, warmup=2, ema_decay=0.9, weight_decay=0.1)
+RECIPE = Recipe(
+    steps=9, learning_rate=0.1, matrix_rate=0.02, warmup=2, ema_decay=0.9, weight_decay=0.1
+)
 
 
 def start() -> Weights:
-    return {"a": torch.ones(3, 2), "late": torch.ones(2)}
+    return {"a.weight": torch.ones(3, 2), "b": torch.ones(2), "late": torch.ones(2)}
 
 
 def loss_of(weights: Weights) -> Loss:
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        value = (weights["a"] @ torch.randn(2, generator=generator)).square().mean()
+        value = (
+            (weights["a.weight"] @ (weights["b"] * torch.randn(2, generator=generator)))
+            .square()
+            .mean()
+        )
         if step > 4:  # a weight that gets its first gradient late
             value = value + weights["late"].square().sum()
         return value, {"metric": float(step)}
@@ -39,9 +46,7 @@ def run_all(folder: Path, recipe: Recipe = RECIPE) -> Weights:
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 6, 8])
 def test_resuming_gives_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     whole = run_all(tmp_path / "whole")
-    for progress in train(
-        start(), loss_of, RECIPE, tmp_path / "cut", save_every=2, report_every=1
-    ):
+    for progress in train(start(), loss_of, RECIPE, tmp_path / "cut", save_every=2, report_every=1):
         if progress.step == stop_after:
             break
     resumed = run_all(tmp_path / "cut")
@@ -50,7 +55,7 @@ def test_resuming_gives_the_same_bits(tmp_path: Path, stop_after: int) -> None:
 
 def test_training_moves_and_averages(tmp_path: Path) -> None:
     averaged = run_all(tmp_path)
-    assert not torch.equal(averaged["a"], start()["a"])
+    assert not torch.equal(averaged["a.weight"], start()["a.weight"])
     assert averaged_weights(tmp_path)[1] == RECIPE.steps
 
 
@@ -82,13 +87,23 @@ def test_an_empty_run_has_no_weights(tmp_path: Path) -> None:
         averaged_weights(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"learning_rate": 0.0}, {"matrix_rate": 1.0}, {"ema_decay": 1.0}]
+)
 def test_recipes_out_of_range_are_refused(change: dict) -> None:
     with pytest.raises(ArgumentError, match="out of range"):
         replace(RECIPE, **change)
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rates = [RECIPE.rate_at(step) for step in range(RECIPE.steps + 1)]
-    assert rates[1] == max(rates) == RECIPE.learning_rate
-    assert rates[-1] == pytest.approx(RECIPE.learning_rate * RECIPE.final_fraction)
+    shares = [RECIPE.share_at(step) for step in range(RECIPE.steps + 1)]
+    assert shares[1] == max(shares) == 1
+    assert shares[-1] == pytest.approx(RECIPE.final_fraction)
+
+
+def test_orthogonalised_updates_have_equal_singular_values() -> None:
+    for shape in ((5, 9), (9, 5)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalised(matrix))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
