@@ -111,27 +111,14 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     _check_recipe(run, recipe)
-    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
-    matrices = {name: w for name, w in weights.items() if is_matrix(name, w)}
-    momenta = {name: torch.zeros_like(w) for name, w in matrices.items()}
-    optimizer = torch.optim.AdamW(
-        [w for name, w in weights.items() if name not in matrices],
-        lr=recipe.learning_rate,
-        betas=(recipe.beta1, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-    )
-    ema = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    state = _State(weights, ema, momenta, optimizer)
+    state = _begin(start, recipe)
     step = _restore(run, state)
-    loss = loss_of(weights)
+    loss = loss_of(state.weights)
     sums: dict[str, float] = {}
     counted, since = 0, time.monotonic()
     while step < recipe.steps:
-        share = recipe.share_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * share
         value, metrics = loss(step)
-        for weight in weights.values():
+        for weight in state.weights.values():
             weight.grad = None
         value.backward()
         number = value.item()
@@ -142,15 +129,8 @@ def train(
                 got=number,
                 todo=f"the state of the last checkpoint is kept in {run}",
             )
-        optimizer.step()
-        muon_step_(
-            list(matrices.values()),
-            list(momenta.values()),
-            rate=recipe.matrix_rate * share,
-            momentum=recipe.momentum,
-        )
+        _update_(state, recipe, step)
         step += 1
-        _average_(ema, weights, min(recipe.ema_decay, (1 + step) / (10 + step)))
         for name, part in {"loss": number, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + part
         counted += 1
@@ -193,10 +173,35 @@ def _check_recipe(run: Path, recipe: Recipe) -> None:
     durable.put(path, lambda file: file.write(content))
 
 
-def _average_(ema: Weights, weights: Weights, decay: float) -> None:
+def _begin(start: Weights, recipe: Recipe) -> _State:
+    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+    momenta = {name: torch.zeros_like(w) for name, w in weights.items() if is_matrix(name, w)}
+    optimizer = torch.optim.AdamW(
+        [w for name, w in weights.items() if name not in momenta],
+        lr=recipe.learning_rate,
+        betas=(recipe.beta1, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+    )
+    ema = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    return _State(weights, ema, momenta, optimizer)
+
+
+def _update_(state: _State, recipe: Recipe, step: int) -> None:
+    """Moves the weights along their gradients, then their average after them."""
+    share = recipe.share_at(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * share
+    state.optimizer.step()
+    muon_step_(
+        [state.weights[name] for name in state.momenta],
+        list(state.momenta.values()),
+        rate=recipe.matrix_rate * share,
+        momentum=recipe.momentum,
+    )
+    decay = min(recipe.ema_decay, (2 + step) / (11 + step))
     with torch.no_grad():
-        for name, average in ema.items():
-            average.lerp_(weights[name], 1 - decay)
+        for name, average in state.ema.items():
+            average.lerp_(state.weights[name], 1 - decay)
 
 
 def _save(run: Path, state: _State, step: int) -> None:

@@ -1,0 +1,200 @@
+"""mmpl-gen: a film from a prompt.
+
+Everything that can be refused is refused before torch is imported, in this order: the flags, the
+model folder, the film they mean, the output. `make` does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpl import __version__
+from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
+from mmpl.cli import arguments, job
+from mmpl.cli.shell import Console, print_result, printable, run
+from mmpl.errors import ArgumentError, CheckpointError, MmplError
+from mmpl.film.settings import Film
+from mmpl.media.durable import check_writable
+from mmpl.train.grammar import unknown_words
+
+NAME = "mmpl-gen"
+EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
+OUTPUT = "film.mp4"
+RANDOM_SEEDS = 2**31  # few enough digits to be typed
+MOST_THREADS = 1024
+BYTES_PER_PIXEL = 0.02  # of H.264 at this quality and busy pictures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of mmpl-gen with these arguments, by default those of the process."""
+    return run(_command, argv, name=NAME)
+
+
+def _command(argv: list[str], console: Console) -> int:
+    if arguments.wants_help(argv):
+        print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
+        return 0
+    given = arguments.parse(argv)
+    if "version" in given:
+        print_result(_version())
+        return 0
+    console.quiet = "quiet" in given
+    record = job.read_record(given["config"]) if "config" in given else job.Record({}, {}, {})
+    settings = job.merge(given, record.settings)
+    if "examples" in given:
+        _print_examples(settings, console)
+        return 0
+    return _make(settings, record, console)
+
+
+def _make(settings: Mapping[str, Any], record: job.Record, console: Console) -> int:
+    from mmpl.media.video import check_size  # takes a moment that --help need not wait for
+
+    seed = settings.get("seed", -1)
+    request = job.request_of(settings, secrets.randbelow(RANDOM_SEEDS) if seed == -1 else seed)
+    machine = _machine(settings)
+    folder, model = _model_folder(settings)
+    film = job.film_for(request, folder)
+    check_size(film.width, film.height)
+    output = settings.get("output", OUTPUT)
+    exists = check_writable(output, overwrite=True)
+    if not output.lower().endswith(".mp4"):
+        raise ArgumentError(
+            "films are written as mp4", got=repr(output), wanted="a name ending in .mp4"
+        )
+    if exists and "overwrite" not in settings:
+        made = job.require_made(output, film, folder, settings)
+        console.say(
+            f"{printable(output)} is complete already, with these settings and seed "
+            f"{made.settings.get('seed')}; another --seed or --output makes another film, "
+            "--overwrite makes this one again"
+        )
+        print_result(output)
+        return 0
+    if "log" in settings:
+        console.open_log(_log_path(settings["log"], output))
+    _warn_of_words(film.prompt, folder.defaults, console)
+    _warn_of_space(film, output, console)
+
+    from mmpl.cli.make import Order, make  # torch comes with it
+
+    order = Order(
+        request=request,
+        film=film,
+        folder=folder,
+        model=model,
+        machine=machine,
+        output=output,
+        keep_metadata="no_metadata" not in settings,
+        weights=record.weights,
+        program=_program(),
+    )
+    make(order, console)
+    print_result(output)
+    return 0
+
+
+def _model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
+    """The checked folder, and the flags that name it and its checkpoint."""
+    model = {name: settings[name] for name in ("model_path", "checkpoint") if name in settings}
+    _require_embedded(model)
+    folder = model.get("model_path", EMBEDDED_MODEL)
+    if "checkpoint" in model and not os.path.lexists(model["checkpoint"]):
+        beside = os.path.join(folder, model["checkpoint"])
+        if os.path.lexists(beside):  # people keep checkpoints in the folder they belong to
+            model["checkpoint"] = beside
+    return check_folder(folder, checkpoint=model.get("checkpoint")), model
+
+
+def _require_embedded(model: Mapping[str, Any]) -> None:
+    if "model_path" not in model and not EMBEDDED_MODEL.is_dir():
+        raise CheckpointError(
+            "the embedded model is not there",
+            where=str(EMBEDDED_MODEL),
+            todo="run from a whole checkout, or give --model_path",
+        )
+
+
+def _machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Device, dtype, attention and threads; what is left to `auto` needs torch to be told."""
+    threads = settings.get("threads")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ArgumentError("threads is out of range", got=threads, wanted=f"1 to {MOST_THREADS}")
+    names = ("device", "dtype", "attention")
+    return {name: settings.get(name, "auto") for name in names} | {"threads": threads or _cores()}
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _log_path(log: str, output: str) -> str:
+    path = log or str(Path(output).with_suffix(".log"))
+    if os.path.abspath(path) == os.path.abspath(output):
+        raise ArgumentError("log and output are one file", got=path, wanted="two names")
+    return path
+
+
+def _warn_of_words(prompt: str, defaults: Defaults, console: Console) -> None:
+    unknown = unknown_words(prompt, defaults.vocabulary) if defaults.vocabulary else []
+    if unknown:
+        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        console.warn(
+            f"this model was never taught: {shown}; "
+            f"{_program()} --examples prints prompts that work"
+        )
+
+
+def _warn_of_space(film: Film, output: str, console: Console) -> None:
+    needed = BYTES_PER_PIXEL * film.frames * film.width * film.height
+    free = shutil.disk_usage(os.path.dirname(os.path.abspath(output))).free
+    if needed > free:
+        console.warn(
+            f"the disk may fill up: this film can take {needed / 1e6:.0f} MB, "
+            f"{free / 1e6:.0f} MB are free"
+        )
+
+
+def _print_examples(settings: Mapping[str, Any], console: Console) -> None:
+    _require_embedded(settings)
+    examples = open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults.examples
+    if not examples:
+        console.say("this model names no examples: any prompt will do")
+    for example in examples:
+        print_result(printable(example))
+
+
+def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:
+    """The defaults of the model that is named beside --help; None where that does not work."""
+    try:
+        settings = arguments.parse([word for word in argv if not arguments.wants_help([word])])
+        return open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults
+    except MmplError:
+        return None
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # would slow --help down
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed"
+    return f"mmpl {__version__} (torch {torch}, Python {sys.version.split()[0]})"
+
+
+def _program() -> str:
+    """This command as it was typed, for messages that are to be copied."""
+    typed = sys.argv[0]
+    return shlex.quote(typed) if os.path.basename(typed) == NAME else NAME

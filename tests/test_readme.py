@@ -1,0 +1,110 @@
+"""README.md is run, not believed: its lines, its example, its flags, its list of files."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mmpl.checkpoint.bundle import Configs, write_bundle
+from mmpl.cli import arguments
+from mmpl.media.video import probe
+from tests.checkpoint.worlds import tokenizer_json
+from tests.small import DEFAULTS, small_model
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of README.md in a language; "" for shell lines and lists."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return [body for tag, body in fenced if tag == language]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The arguments of every call of bin/`program` in README.md."""
+    lines = (line for block in blocks("") for line in block.splitlines())
+    found = (line.split(f"bin/{program} ", 1) for line in lines)
+    return [shlex.split(parts[1], comments=True) for parts in found if len(parts) == 2]
+
+
+def listed() -> Iterator[str]:
+    """The paths in the list of files, folders with a slash at the end."""
+    tree = next(block for block in blocks("") if "\nmmpl/\n" in block)
+    above: list[str] = []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        above[depth:] = [line.split()[0]]
+        yield "".join(above)
+
+
+def test_opens_with_both_lines() -> None:
+    film, test = (block.strip() for block in blocks("")[:2])
+    assert film.startswith("pip install -c constraints.txt . && bin/mmpl-gen --prompt ")
+    assert test.startswith("pip install -c constraints.txt ")
+    assert test.endswith(" && pytest")
+
+
+def test_ci_runs_these_very_lines() -> None:
+    script = ROOT / ".ci" / "run"
+    shown = subprocess.run(
+        ["bash", str(script), "--lines"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.splitlines() == [block.strip() for block in blocks("")[:2]]
+    body = script.read_text(encoding="utf-8")
+    assert '\nbash -c "$test_line"\n' in body
+    assert '\nbash -c "${film_line/%film.mp4/' in body
+
+
+def test_python_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, in a folder whose weights/tiny is a small random model."""
+    model = small_model(replace(DEFAULTS, duration_s=0.5))
+    write_bundle(
+        tmp_path / "weights" / "tiny",
+        dit=model.dit,
+        vae=model.vae,
+        text=model.text,
+        configs=Configs(model.dit_config, model.vae_config, model.text_config),
+        tokenizer_json=tokenizer_json(),
+        defaults=model.defaults,
+    )
+    (example,) = blocks("python")
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    film = probe("film.mp4")
+    assert (film.frames, film.width, film.height) == (8, 32, 32)
+    assert "plan: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", commands("mmpl-gen"), ids=" ".join)
+def test_flags(words: list[str]) -> None:
+    assert arguments.wants_help(words) or arguments.parse(words)
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_other_commands(program: str) -> None:
+    parser = import_module(f"mmpl.cli.{program}")._parser()
+    lines = commands(parser.prog)
+    assert lines
+    for words in lines:
+        parser.parse_args(words)
+
+
+def test_list_of_files() -> None:
+    paths = list(listed())
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing, f"in README.md but not there: {missing}"
+    modules = (path.relative_to(ROOT).as_posix() for path in (ROOT / "mmpl").rglob("*.py"))
+    unlisted = {path for path in modules if not path.endswith("__init__.py")} - set(paths)
+    assert not unlisted, f"give each a line in README.md: {sorted(unlisted)}"

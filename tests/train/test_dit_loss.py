@@ -1,0 +1,141 @@
+"""From clips to a loss: shards of latents, the bundle's tokenizer, and tasks under the layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpl.errors import ArgumentError
+from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
+from mmpl.train import grammar
+from mmpl.train.clips import caption, draw_spec
+from mmpl.train.dit_loss import DiTTraining, dit_loss, tasks
+from mmpl.train.latents import (
+    SHARD_CLIPS,
+    LatentClips,
+    clip_of,
+    encode_shards,
+    normalised,
+    read_shards,
+    with_statistics,
+)
+from mmpl.train.loop import Weights
+from mmpl.train.start import start_transformer, start_vae
+from mmpl.train.vocabulary import make_tokenizer
+from mmpl.wan import vae
+from mmpl.wan.config import DiTConfig, TextConfig
+from mmpl.wan.dit import dit_shapes
+from mmpl.wan.text import text_shapes
+from mmpl.wan.tokenizer import Tokenizer
+from tests.small import CHANNELS, CONFIGS
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(make_tokenizer(captions=1000))
+
+
+@pytest.fixture(scope="module")
+def clips() -> LatentClips:
+    z = torch.randn(8, CHANNELS, 21, 4, 4, generator=torch.Generator().manual_seed(0))
+    return LatentClips(z, torch.arange(8))
+
+
+DIT = DiTConfig(
+    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_len=24,
+    in_dim=CHANNELS, out_dim=CHANNELS,
+)  # fmt: skip
+
+
+def text_config(tokenizer: Tokenizer) -> TextConfig:
+    return TextConfig(
+        vocab_size=tokenizer.vocab_size, dim=16, dim_attn=16, dim_ffn=16, num_heads=2, num_layers=1
+    )
+
+
+def start(tokenizer: Tokenizer) -> Weights:
+    weights = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(DIT), 0).items()}
+    shapes = text_shapes(text_config(tokenizer))
+    weights |= {f"text.{n}": t for n, t in start_transformer(shapes, 1).items()}
+    return {name: tensor.requires_grad_() for name, tensor in weights.items()}
+
+
+def test_every_caption_word_is_one_token(tokenizer: Tokenizer) -> None:
+    for seed in range(50):
+        words = caption(draw_spec(seed), seed)
+        assert len(tokenizer.encode(words, 64)) == len(words.split()) + 1
+    assert len(tokenizer.encode("zyzzyva", 64)) > 2, "unknown words are spelled"
+
+
+def test_shards_are_encoded_once_and_normalise_to_unit_spread(tmp_path: Path) -> None:
+    config = CONFIGS.vae
+    params = vae.vae_from_flat(start_vae(config, 0), config)
+    done = list(encode_shards(params, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
+    assert done == [SHARD_CLIPS]
+    (path,) = tmp_path.glob("shard-*")
+    before = path.stat().st_mtime_ns
+    list(encode_shards(params, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
+    assert path.stat().st_mtime_ns == before
+    stored = read_shards(tmp_path)
+    assert stored.seeds.tolist() == list(range(SHARD_CLIPS))
+    z = normalised(with_statistics(config, stored), stored.z_BCTHW)
+    torch.testing.assert_close(z.mean(dim=(0, 2, 3, 4)), torch.zeros(CHANNELS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.std(dim=(0, 2, 3, 4)), torch.ones(CHANNELS), atol=1e-3, rtol=0)
+    with pytest.raises(ArgumentError, match="no latents"):
+        read_shards(tmp_path / "empty")
+
+
+def test_training_clips_are_never_held_out() -> None:
+    for seed in range(200):
+        spec = clip_of(seed)
+        assert not grammar.is_held_out(spec.shape, spec.hue_bin, spec.motion)
+        assert (spec.start_frame > 0) == (seed % 2 == 1)
+
+
+def test_tasks_skip_what_is_given() -> None:
+    found = tasks(((mmpl_t2v(), 0.75), (mmpl_i2v(), 0.25)), {"plan": 2.0})
+    names = [(task.layout.name, task.group.name, task.weight) for task in found]
+    assert ("mmpl_i2v", "first", 0.25) not in names
+    assert ("mmpl_t2v", "plan", 1.5) in names
+    assert [task.group.name for task in found if task.fresh] == ["init"]
+
+
+def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
+    tokenizer: Tokenizer, clips: LatentClips
+) -> None:
+    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), batch=2)
+    weights = start(tokenizer)
+    with torch.no_grad():
+        weights["dit.head.head.weight"].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(2):
+        loss = dit_loss(DIT, text_config(tokenizer), tokenizer, clips, training)(weights)
+        losses.append([loss(step)[0].item() for step in range(4)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
+    for step in range(6):
+        loss(step)[0].backward()
+    untouched = [name for name, weight in weights.items() if weight.grad is None]
+    assert untouched == []
+    assert weights["text.blocks.0.attn.v.weight"].grad.abs().max() > 0  # type: ignore[union-attr]
+
+
+def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, clips: LatentClips) -> None:
+    one = LatentClips(clips.z_BCTHW[:2], clips.seeds[:2])
+    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), batch=4, context_noise=0.0)
+    weights = start(tokenizer)
+    loss = dit_loss(DIT, text_config(tokenizer), tokenizer, one, training)(weights)
+    optimizer = torch.optim.AdamW(weights.values(), lr=5e-3)
+
+    def measured() -> float:
+        with torch.no_grad():
+            return sum(loss(step)[0].item() for step in range(8))
+
+    before = measured()
+    for step in range(100, 140):
+        optimizer.zero_grad()
+        loss(step)[0].backward()
+        optimizer.step()
+    assert measured() < 0.95 * before
