@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmpl.layout.layout import Group, Layout
-from mmpl.layout.mask import group_context_mask
 from mmpl.train.clips import caption
 from mmpl.train.latents import LatentClips
 from mmpl.train.loop import Loss, LossOf, Weights
-from mmpl.wan.attention import token_mask
+from mmpl.train.teacher_forcing import lesson as lesson_of
+from mmpl.train.teacher_forcing import taught_flow
 from mmpl.wan.config import DiTConfig, TextConfig
-from mmpl.wan.dit import DiTParams, Frames, dit, dit_from_flat, encode_context
+from mmpl.wan.dit import DiTParams, dit_from_flat, encode_context
 from mmpl.wan.flow import TRAIN_TIMESTEPS
 from mmpl.wan.text import TextParams, encode_text, text_from_flat, zero_pads
 from mmpl.wan.tokenizer import Tokenizer, clean_prompt
@@ -118,38 +118,27 @@ def _loss(
     task = training.tasks[rng.choice(len(odds), p=odds / odds.sum())]
     chosen = _draw_clips(clips, training.batch, task.fresh, rng)
     z_BCTHW = clips.z_BCTHW[chosen]
-    context = group_context_mask(task.layout, task.group)
-    clean_BCTHW = z_BCTHW[:, :, list(context.clean)]
-    clean_BCTHW = _jittered(clean_BCTHW, training.context_noise, rng, generator)
-    target_BCTHW = z_BCTHW[:, :, list(context.noisy)]
+    lesson = lesson_of(task.layout, [task.group])
+    clean_BCTHW = _jittered(
+        z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
+    )
+    target_BCTHW = z_BCTHW[:, :, list(lesson.noisy)]
     noise_BCTHW = torch.randn(target_BCTHW.shape, generator=generator)
     t_B = shifted(torch.rand(len(chosen), generator=generator), training.shift)
-    sigma = t_B.view(-1, 1, 1, 1, 1)
-    noisy_BCTHW = (1 - sigma) * target_BCTHW + sigma * noise_BCTHW
-    timesteps_BT = torch.cat(
-        [
-            torch.zeros(len(chosen), len(context.clean)),
-            (t_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(context.noisy)),
-        ],
-        dim=1,
-    )
     captions = [
         "" if rng.random() < training.prompt_dropout else caption(clips.spec(i), int(variant))
         for i, variant in zip(chosen, rng.integers(2**31, size=len(chosen)))
     ]
-    x_BCTHW = torch.cat([clean_BCTHW, noisy_BCTHW], dim=2)
-    frame_tokens = networks.dit_config.frame_tokens(*x_BCTHW.shape[3:])
-    flow_BCTHW = dit(
+    texts = encode_captions(networks, captions)
+    flow_BCTHW = taught_flow(
         networks.dit,
         networks.dit_config,
-        x_BCTHW,
-        timesteps_BT,
-        encode_context(networks.dit, networks.dit_config, encode_captions(networks, captions)),
-        frames=Frames(
-            (*context.clean, *context.noisy),
-            mask_LL=token_mask(torch.tensor(context.mask, dtype=torch.bool), frame_tokens),
-        ),
-    )[:, :, len(context.clean) :]
+        clean_BCTHW,
+        torch.lerp(target_BCTHW, noise_BCTHW, t_B.view(-1, 1, 1, 1, 1)),
+        (t_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(lesson.noisy)),
+        encode_context(networks.dit, networks.dit_config, texts),
+        lesson=lesson,
+    )
     value = F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
     return value, {task.group.name: value.item()}
 

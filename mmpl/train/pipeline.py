@@ -28,6 +28,7 @@ from mmpl.train.vae_loss import VAETraining, detail, motion, segments, stills, v
 from mmpl.train.vocabulary import make_tokenizer
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.dit import dit_from_flat, dit_shapes
+from mmpl.wan.params import tree_map
 from mmpl.wan.text import text_from_flat, text_shapes
 from mmpl.wan.tokenizer import Tokenizer
 from mmpl.wan.vae import vae_from_flat
@@ -61,7 +62,7 @@ VAE_STAGES = (
     VAEStage(
         "vae-segments",
         segments(tiny.SIZE),
-        Recipe(steps=160, learning_rate=3e-4, matrix_rate=3e-3, warmup=20, ema_decay=0.95),
+        Recipe(steps=230, learning_rate=5e-4, matrix_rate=6e-3, warmup=20, ema_decay=0.95),
     ),
 )
 CLIPS = 1024
@@ -108,7 +109,10 @@ def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
 
 
 def bundle(runs: Path, folder: Path) -> dict[str, str]:
-    """Writes the averaged weights of a run as a model folder; returns its digests."""
+    """Writes the averaged weights of a run as a model folder; returns its digests.
+
+    The VAE is stored as float16, which moves its pixels by less than one level; it runs in float32.
+    """
     weights, _ = averaged_weights(runs / "dit")
     tokenizer = make_tokenizer()
     text_config = tiny.text_config(Tokenizer(tokenizer).vocab_size)
@@ -116,7 +120,7 @@ def bundle(runs: Path, folder: Path) -> dict[str, str]:
     return write_bundle(
         folder,
         dit=dit_from_flat(split(weights, "dit"), tiny.DIT),
-        vae=vae_from_flat(_vae_weights(runs), vae_config),
+        vae=tree_map(lambda leaf: leaf.half(), vae_from_flat(_vae_weights(runs), vae_config)),
         text=text_from_flat(split(weights, "text"), text_config),
         configs=Configs(tiny.DIT, vae_config, text_config),
         tokenizer_json=tokenizer,

@@ -69,6 +69,7 @@ def defaults() -> Defaults:
         height=SIZE,
         fps=FPS,
         duration_s=30.0,
+        sizes=(f"{SIZE}x{SIZE}",),
         vocabulary=tuple(grammar.vocabulary()),
         examples=tuple(grammar.example_prompts()),
     )

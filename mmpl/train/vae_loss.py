@@ -35,8 +35,9 @@ class View:
 class VAETraining:
     """`views` take turns. `latent_noise` is noise on the latents relative to their spread: it
     keeps the decoder tolerant of a denoiser's and of the re-encoding's small errors. Every
-    `handover_every`-th step adds the error of the hand-over (0: never). The error is squared,
-    with `absolute` also absolute, which sharpens outlines once colours are right."""
+    `handover_every`-th step adds the error of the hand-over, where clips are long enough (0:
+    never). The error is squared, with `absolute` also absolute, which sharpens outlines once
+    colours are right."""
 
     size: int
     views: tuple[View, ...]
@@ -92,7 +93,8 @@ def _loss(
     absolute, squared = _errors(decoded, video_BCFHW)
     metrics = {"l1": absolute.item(), "mse": squared.item()}
     value = squared + absolute if training.absolute else squared
-    if training.handover_every and step % training.handover_every == 0:
+    due = training.handover_every and step % training.handover_every == 0
+    if due and view.latents > 2:
         value = value + 0.25 * _handover_error(params, config, z_BCTHW, video_BCFHW, rng)
     return value, metrics
 

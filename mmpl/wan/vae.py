@@ -145,7 +145,7 @@ def encode_moments(
 ) -> tuple[Tensor, State]:
     """Mean and log-variance [B, 2 z_dim, T, H, W] before normalisation; see `encode`."""
     features_BCTHW, state = encode_features(params, config, video_BCFHW, state)
-    return _conv3d(params.conv1, features_BCTHW), state
+    return _conv3d(features_BCTHW, params.conv1.weight, params.conv1.bias), state
 
 
 def encode_features(
@@ -186,7 +186,7 @@ def decode(
     Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T.
     """
     mean, std = _statistics(config, z_BCTHW)
-    x = _conv3d(params.conv2, z_BCTHW / (1 / std) + mean)
+    x = _conv3d(z_BCTHW / (1 / std) + mean, params.conv2.weight, params.conv2.bias)
     tails, net = _Tails(state), params.decoder
     x = _causal_conv(net.conv1, x, tails)
     for layer in net.middle:
@@ -226,11 +226,22 @@ class _Tails:
 def _causal_conv(p: Conv, x: Tensor, tails: _Tails) -> Tensor:
     frames = p.weight.shape[2] - 1
     pad = p.weight.shape[3] // 2
-    return F.conv3d(tails.extend(x, frames), p.weight, p.bias, padding=(0, pad, pad))
+    return _conv3d(tails.extend(x, frames), p.weight, p.bias, padding=(0, pad, pad))
 
 
-def _conv3d(p: Conv, x: Tensor) -> Tensor:
-    return F.conv3d(x, p.weight, p.bias)
+def _conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    if plain and torch.backends.mkldnn.is_available():
+        # For one small clip conv3d picks a kernel that is several times slower than this one.
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, stride, padding)
 
 
 def _norm(p: Gamma, x: Tensor) -> Tensor:
@@ -240,7 +251,8 @@ def _norm(p: Gamma, x: Tensor) -> Tensor:
 def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
     if isinstance(layer, Attention):
         return _attention(layer, x)
-    shortcut = x if layer.shortcut is None else _conv3d(layer.shortcut, x)
+    p = layer.shortcut
+    shortcut = x if p is None else _conv3d(x, p.weight, p.bias)
     x = _causal_conv(layer.conv1, F.silu(_norm(layer.norm1, x)), tails)
     x = _causal_conv(layer.conv2, F.silu(_norm(layer.norm2, x)), tails)
     return x + shortcut
@@ -261,17 +273,17 @@ def _attention(p: Attention, x_BCTHW: Tensor) -> Tensor:
 
 
 def _downsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
-    x = F.conv3d(F.pad(x, (0, 1, 0, 1)), p.conv.weight[:, :, None], p.conv.bias, stride=(1, 2, 2))
+    x = _conv3d(F.pad(x, (0, 1, 0, 1)), p.conv.weight[:, :, None], p.conv.bias, stride=(1, 2, 2))
     if p.time_conv is None:
         return x
     start = x[:, :, :1]
     x = tails.last_frame(x)
     if not tails.first:
-        return F.conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
+        return _conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
     if x.shape[2] == 1:
         return start
     # The clip's first frame passes as it is (wan_reference 5.2).
-    rest = F.conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
+    rest = _conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
     return torch.cat([start, rest], dim=2)
 
 
@@ -281,11 +293,11 @@ def _upsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
         start, rest = (x[:, :, :1], x[:, :, 1:]) if tails.first else (x[:, :, :0], x)
         extended = tails.extend(rest, p.time_conv.weight.shape[2] - 1)
         if rest.shape[2]:
-            doubled = F.conv3d(extended, p.time_conv.weight, p.time_conv.bias)
+            doubled = _conv3d(extended, p.time_conv.weight, p.time_conv.bias)
             rest = rearrange(doubled, "B (two C) T H W -> B C (T two) H W", two=2)
         x = torch.cat([start, rest], dim=2)
     x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
-    return F.conv3d(x, p.conv.weight[:, :, None], p.conv.bias, padding=(0, 1, 1))
+    return _conv3d(x, p.conv.weight[:, :, None], p.conv.bias, padding=(0, 1, 1))
 
 
 def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:
