@@ -33,6 +33,7 @@ from mmpl.wan import vae
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
+from mmpl.wan.ops import natural_precision
 from mmpl.wan.text import encode_prompts
 
 __all__ = [
@@ -72,7 +73,7 @@ class Stepped:
     work: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Planned:
     """The keyframes of a segment are final: latent frame -> z [1, C, H, W]."""
 
@@ -113,7 +114,7 @@ def generate(
     """
     film = film_of(model, request)
     device = model.dit.head.head.weight.device
-    attention, backend = resolve_attention(attention, device)
+    attention, backend = resolve_attention(attention, device, _compute(model))
     network = Network(model.dit, model.dit_config, Engine(attention=backend))
     yield Started(film, attention)
 
@@ -141,6 +142,10 @@ def generate(
             _make(model, film, segment, groups, network, context, plan, sampler),
         )
         yield from _decode(model, film, segment, latents)
+
+
+def _compute(model: Model) -> torch.dtype:
+    return natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
 
 
 def _open(model: Model, film: Film, network: Network) -> Context:

@@ -17,23 +17,23 @@ from mmpl.wan.attention import (
 
 
 def test_auto_takes_sdpa_on_a_cpu_and_says_so() -> None:
-    assert resolve_attention("auto", "cpu") == ("sdpa", sdpa)
+    assert resolve_attention("auto", "cpu", torch.float32) == ("sdpa", sdpa)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name != "sdpa"])
 def test_a_missing_backend_says_what_to_install(name: str) -> None:
     with pytest.raises(ArgumentError, match=f"{name} is not available.*install"):
-        resolve_attention(name, "cpu")
+        resolve_attention(name, "cpu", torch.bfloat16)
 
 
 def test_an_unknown_backend_lists_the_names() -> None:
     with pytest.raises(ArgumentError, match="sage.*sdpa"):
-        resolve_attention("sage", "cpu")
+        resolve_attention("sage", "cpu", torch.bfloat16)
 
 
 def test_auto_prefers_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_available", lambda name, device: name in ("cudnn", "sdpa"))
-    name, backend = resolve_attention("auto", "cuda")
+    monkeypatch.setattr(attention, "_available", lambda name, *_: name in ("cudnn", "sdpa"))
+    name, backend = resolve_attention("auto", "cuda", torch.bfloat16)
     assert name == "cudnn"
     assert backend is attention.cudnn
 

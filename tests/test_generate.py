@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.errors import ArgumentError, NumericError
-from mmpl.film.segment import group_noise
-from mmpl.generate import Frames, Model, Planned, Request, Started, Stepped, film_of, generate
+from mmpl.film.denoise import Network, Sampler, open_context
+from mmpl.film.segment import Latents, group_noise, hand_over, make_groups, stack
+from mmpl.generate import Film, Frames, Model, Planned, Request, Started, Stepped, film_of, generate
+from mmpl.media.video import to_uint8
+from mmpl.wan import vae
+from mmpl.wan.dit import Engine, encode_context
+from mmpl.wan.flow import schedule
 from mmpl.wan.params import tree_map
-from tests.small import small_model
+from mmpl.wan.text import encode_prompts
+from tests.small import CHANNELS, small_model
 
 PROMPT = "red circle moves right"
 
@@ -40,7 +46,11 @@ def film(model: Model, request: Request) -> NDArray[np.uint8]:
         ({"frames": 82}, 82, 2),
         ({"segments": 3}, 233, 3),
         ({"segments": 3, "seeding": "midpoint"}, 137, 3),
-        ({"frames": 100, "layout": "chunked_3"}, 100, 2),
+        ({"frames": 60, "layout": "chunked_3"}, 60, 1),
+        ({"frames": 100, "layout": "chunked_2_3"}, 100, 2),
+        ({"frames": 60, "layout": "bidirectional"}, 60, 1),
+        ({"frames": 60, "noise": "paper"}, 60, 1),
+        ({"frames": 60, "layout": "mmpl_t2v_head_sees_terminal"}, 60, 1),
         ({"frames": 90, "layout": "mmpl_i2v"}, 90, 2),
         ({"frames": 90, "layout": "without_midpoint"}, 90, 2),
         ({"frames": 90, "layout": "bidirectional_2"}, 90, 2),
@@ -65,6 +75,56 @@ def test_every_frame_once_and_in_order(
     assert steps[-1].work_done == steps[-1].work
     kinds = [type(e) for e in events]
     assert kinds.index(Frames) > len(kinds) - 1 - kinds[::-1].index(Planned), "planned first"
+
+
+@pytest.mark.parametrize("layout", ["mmpl_t2v", "mmpl_i2v", "chunked_2_3", "bidirectional_2"])
+def test_a_film_is_made_as_by_hand(model: Model, layout: str) -> None:
+    request = Request(PROMPT, seed=4, segments=2, layout=layout)
+    wanted = film_of(model, request)
+    parts: list[NDArray[np.uint8]] = []
+    seeds: Latents = {}
+    for segment in range(2):
+        latents = by_hand(model, wanted, segment, seeds)
+        z_BCTHW = stack(latents, range(wanted.chain.latents))
+        with torch.no_grad():
+            video, _ = vae.decode(model.vae, model.vae_config, z_BCTHW)
+        parts.append(to_uint8(video[0, :, wanted.chain.overlap if segment else 0 :]))
+        seeds = hand_over(model.vae, model.vae_config, wanted.chain, latents)
+    difference = film(model, request).astype(int) - np.concatenate(parts).astype(int)
+    assert abs(difference).max() <= 1  # streamed and one-shot decoding round differently
+
+
+def by_hand(model: Model, film: Film, segment: int, seeds: Latents) -> Latents:
+    """A segment made in one go, plan and fill together."""
+    network = Network(model.dit, model.dit_config, Engine())
+    texts = tuple(
+        encode_context(
+            model.dit,
+            model.dit_config,
+            encode_prompts(
+                model.text, model.text_config, model.tokenizer, [text], model.dit_config.text_len
+            ),
+        )
+        for text in (film.prompt, film.negative_prompt)
+    )
+    making = make_groups(
+        network,
+        film.layout,
+        film.layout.groups,
+        open_context(network, film.layout, texts, latent_size=(4, 4)),
+        seeds,
+        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
+        lambda group: group_noise(film, segment, group, (CHANNELS, 4, 4)),
+    )
+    while True:
+        try:
+            next(making)
+        except StopIteration as end:
+            return end.value
+
+
+def test_frame_rates_up_to_240(model: Model) -> None:
+    assert film_of(model, Request(PROMPT, 1, duration_s=0.5, fps=240)).frames == 120
 
 
 def test_a_shorter_film_is_the_beginning_of_a_longer_one(model: Model) -> None:
@@ -159,6 +219,10 @@ def test_infinite_weights_are_an_error_that_names_segment_and_group(model: Model
         ({"seeding": "middle"}, "seeding"),
         ({"layout": "without_midpoint", "seeding": "midpoint"}, "middle keyframes"),
         ({"fps": 0}, "fps"),
+        ({"frames": 9.5}, "whole number"),
+        ({"width": 64.0}, "whole number"),
+        ({"layout": "chunked_3", "frames": 82}, "cannot be chained"),
+        ({"layout": "bidirectional", "segments": 2}, "cannot be chained"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(model: Model, change: dict, words: str) -> None:

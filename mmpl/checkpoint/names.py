@@ -3,7 +3,7 @@
 Official Wan names are the ones used in memory. A rule is a pair of templates, read either way:
 `#` stands for an index; the last word (weight, bias, gamma) is kept. A name is a place in the
 network plus a part of it, so the tables list places and parts apart. Works on names alone.
-Sources: wan_reference section 8; the loader rules that Wan tools share.
+Sources: the published files and diffusers' conversion script.
 """
 
 from __future__ import annotations

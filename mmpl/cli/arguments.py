@@ -171,8 +171,14 @@ FLAGS = (
         "noise", PLANNING, "MODE", "how the first noise leans on the keyframes': "
         + ", ".join(NOISE_MODES), **_one_of(*NOISE_MODES), default="{noise}",
     ),
-    Flag("alpha", PLANNING, "X", "how much it leans, 0 to 1", **_NUMBER, default="{alpha:g}"),
-    Flag("beta", PLANNING, "X", "how fast that fades", **_NUMBER, default="{beta:g}"),
+    Flag(
+        "alpha", PLANNING, "X", "the share of the nearer keyframe in that noise, 0 to 1",
+        **_NUMBER, default="{alpha:g}",
+    ),
+    Flag(
+        "beta", PLANNING, "X", "the share of fresh noise in it, for --noise unit",
+        **_NUMBER, default="{beta:g}",
+    ),
     Flag(
         "layout", PLANNING, "NAME", "which frames are made together and see which others: "
         + ", ".join(PRESETS), **_one_of(*PRESETS), default="{layout_t2v}",
@@ -182,7 +188,7 @@ FLAGS = (
         default="the embedded weights/tiny", aliases=("ckpt_dir",),
     ),
     Flag(
-        "checkpoint", MODEL, "FILE", "an MMPL, Self-Forcing or CausVid checkpoint to use in place "
+        "checkpoint", MODEL, "FILE", "an MMPL checkpoint to use in place "
         "of the folder's transformer",
     ),
     Flag(

@@ -71,7 +71,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     torch.set_num_threads(order.machine["threads"])
     device = _device(order.machine["device"])
     dtype = _dtype(order.machine["dtype"], device)
-    attention, _ = resolve_attention(order.machine["attention"], device)
+    attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
     model = load_model(
         order.folder.path,
         checkpoint=order.model.get("checkpoint"),
@@ -158,6 +158,12 @@ def _source(order: Order) -> str:
 
 def _warn(order: Order, model: Model, console: Console) -> None:
     """What can be said of the request only when the model is there."""
+    untrained = order.folder.kind == "wan" and "checkpoint" not in order.model
+    if untrained and not order.film.layout.name.startswith("bidirectional"):
+        console.warn(
+            f"Wan2.1's own weights were never trained for layout {order.film.layout.name}: give an "
+            "MMPL --checkpoint, or --layout bidirectional for one clip"
+        )
     text_len = model.dit_config.text_len
     for name in ("prompt", "negative_prompt"):
         cut = model.tokenizer.tokens_cut(clean_prompt(getattr(order.film, name)), text_len)

@@ -2,7 +2,7 @@
 
 A group is denoised against what earlier groups committed, then a clean pass at timestep 0 stores
 its keys and values for later groups. Guidance takes two branches, each with its own text and
-cache. Source: paper 3.1-3.2, mmpl_facts section 1.
+cache. Source: paper 3.1-3.2 and the order of the released inference code.
 """
 
 from __future__ import annotations

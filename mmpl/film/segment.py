@@ -72,7 +72,7 @@ def group_noise(
     """The noise a group starts from, [1, C, T, H, W] float32, frames ascending.
 
     Keyed by (seed, segment, latent frame). In populated groups the first frame after a pair of
-    keyframes mixes theirs in, as `film.noise` says (paper Eq. 14, mmpl_facts section 4).
+    keyframes mixes theirs in, as `film.noise` says (paper Eq. 14).
     """
     frames = [_frame_noise(film, segment, frame, latent_shape) for frame in group.frames]
     if film.noise != "off" and group not in needed(film.layout, film.chain.handover):
@@ -98,7 +98,7 @@ def hand_over(
     """The next segment's seeds from this one's keyframes: decode, keep the end, encode again.
 
     Of 21 latent frames [z0, z19, z19, z20] are decoded to 13 pixel frames, of which the last 5
-    are encoded to 2 latents. In float32, always. Source: mmpl_facts section 3.
+    are encoded to 2 latents. In float32, always. Source: paper Figure 4, released inference code.
     """
     z_BCTHW = stack(latents, chain.handover).float()
     pixels_BCFHW, _ = vae.decode(params, config, z_BCTHW)
@@ -112,7 +112,7 @@ def hand_over_full_history(
     params: vae.VAEParams, config: VAEConfig, chain: Chain, latents: Latents
 ) -> dict[int, Tensor]:
     """Seeds from the decode of the whole segment with its true history, as the released one-GPU
-    script makes them. Other bits than `hand_over`; waits for all groups; part of the settings."""
+    script makes them. Other bits than `hand_over`, and it waits for all groups: for comparison."""
     z_BCTHW = stack(latents, range(chain.latents)).float()
     pixels_BCFHW, _ = vae.decode(params, config, z_BCTHW)
     end_BCFHW = pixels_BCFHW[:, :, -chain.overlap :].clamp(-1, 1)

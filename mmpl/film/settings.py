@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import (
+    LONGEST_FRAMES,
     Chain,
     chain_of,
     film_frames,
@@ -141,8 +142,9 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
         seeding=request.seeding,
         chain=chain,
     )
-    _choice("solver", film.solver, ("unipc", "dpm++", "euler"))
-    _choice("noise", film.noise, ("off", "paper", "unit"))
+    _choice("solver", film.solver, SOLVERS)
+    _choice("noise", film.noise, NOISE_MODES)
+    _check_chain(film)
     size = f"{film.width}x{film.height}"
     if defaults.sizes and size not in defaults.sizes:
         raise ArgumentError(
@@ -151,6 +153,20 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
             wanted=" or ".join(defaults.sizes),
         )
     return film
+
+
+def _check_chain(film: Film) -> None:
+    """Later segments are given their seeds: no group may hold these and other frames too."""
+    for group in film.layout.groups if film.segments > 1 else ():
+        inside = [frame < film.chain.seeds for frame in group.frames]
+        if any(inside) and not all(inside):
+            raise ArgumentError(
+                "segments cannot be chained in this layout, which makes the seeds together with "
+                "other frames",
+                got=f"layout {film.layout.name}, {film.segments} segments",
+                wanted=f"one segment, {film.chain.segment_frames} frames at most",
+                todo="shorten the film or take a layout that starts from two latent frames",
+            )
 
 
 def _frames(request: Request, defaults: Defaults, chain: Chain) -> int:
@@ -163,15 +179,12 @@ def _frames(request: Request, defaults: Defaults, chain: Chain) -> int:
     if len(given) > 1:
         raise ArgumentError("the length is given twice", got=" and ".join(given), wanted="one")
     fps = _whole("fps", _given(request.fps, defaults.fps), 1, 240)
-    longest = frames_for_duration(1e5, fps)
     if request.frames is not None:
-        return _whole("num_frames", request.frames, 1, longest)
+        return _whole("num_frames", request.frames, 1, LONGEST_FRAMES)
     if request.segments is not None:
-        most = segments_for(chain, longest)
+        most = segments_for(chain, LONGEST_FRAMES)
         return film_frames(chain, _whole("segments", request.segments, 1, most))
-    return frames_for_duration(
-        _given(request.duration_s, defaults.duration_s), fps, longest=longest
-    )
+    return frames_for_duration(_given(request.duration_s, defaults.duration_s), fps)
 
 
 def _given(value: T | None, default: T) -> T:
@@ -179,8 +192,10 @@ def _given(value: T | None, default: T) -> T:
 
 
 def _whole(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise ArgumentError(f"{name} is out of range", got=value, wanted=f"{low} to {high}")
+    if type(value) is not int or not low <= value <= high:
+        raise ArgumentError(
+            f"{name} is out of range", got=repr(value), wanted=f"{low} to {high}, a whole number"
+        )
     return value
 
 

@@ -2,7 +2,7 @@
 
 A step draws a layout and one of its groups; the group's frames are noised at one timestep, as at
 inference, and its context stands before them clean, seeing itself as the layout says. Gradients
-flow through the clean context. Source: mmpl_facts section 5.
+flow through the clean context. Source: the released training code's mask.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ killed and resumed gives the same weights as one that was not.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -105,7 +104,7 @@ def train(
 
     `loss_of(weights)` is called once; the loss it returns must depend on these weights, which are
     updated in place, and on the step alone. The folder gets recipe.json,
-    log.csv and one state file (weights, EMA, optimizer, step), replaced atomically. Raises
+    log.jsonl and one state file (weights, EMA, optimizer, step), replaced atomically. Raises
     ArgumentError when the folder belongs to another recipe, NumericError on a non-finite loss
     (the last good state stays).
     """
@@ -114,8 +113,8 @@ def train(
     state = _begin(start, recipe)
     step = _restore(run, state)
     loss = loss_of(state.weights)
-    sums: dict[str, float] = {}
-    counted, since = 0, time.monotonic()
+    recent: dict[str, list[float]] = {"loss": []}
+    since = time.monotonic()
     while step < recipe.steps:
         value, metrics = loss(step)
         for weight in state.weights.values():
@@ -132,16 +131,15 @@ def train(
         _update_(state, recipe, step)
         step += 1
         for name, part in {"loss": number, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + part
-        counted += 1
+            recent.setdefault(name, []).append(part)
         if step % save_every == 0 or step == recipe.steps:
             _save(run, state, step)
         if step % report_every == 0 or step == recipe.steps:
-            means = {name: total / counted for name, total in sums.items()}
-            pace = (time.monotonic() - since) / counted
+            means = {name: sum(parts) / len(parts) for name, parts in sorted(recent.items())}
+            pace = (time.monotonic() - since) / len(recent["loss"])
             _log(run, step, means)
             yield Progress(step, recipe.steps, means.pop("loss"), means, pace)
-            sums, counted, since = {}, 0, time.monotonic()
+            recent, since = {"loss": []}, time.monotonic()
 
 
 def averaged_weights(run: Path) -> tuple[Weights, int]:
@@ -238,10 +236,6 @@ def _restore(run: Path, state: _State) -> int:
 
 
 def _log(run: Path, step: int, means: dict[str, float]) -> None:
-    path = run / "log.csv"
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", *means])
-        writer.writerow([step, *(f"{mean:.6g}" for mean in means.values())])
+    line = {"step": step} | {name: round(mean, 6) for name, mean in means.items()}
+    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

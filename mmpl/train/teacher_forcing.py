@@ -2,7 +2,7 @@
 
 The training mask of a layout falls apart into dense pieces, one per clean or noisy pass of a
 group. Computing just these gives the same flow and the same gradient as the mask over
-[clean | noisy], at 416 instead of 1764 frame pairs for MMPL text-to-video (mmpl_facts section 5).
+[clean | noisy], at 416 instead of 1764 frame pairs for MMPL text-to-video.
 """
 
 from __future__ import annotations

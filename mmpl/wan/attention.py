@@ -51,23 +51,26 @@ def cudnn(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None
         return sdpa(q_BLNK, k_BSNK, v_BSNK, mask_LS)
 
 
-def resolve_attention(name: str, device: torch.device | str) -> tuple[str, AttentionBackend]:
+def resolve_attention(
+    name: str, device: torch.device | str, dtype: torch.dtype
+) -> tuple[str, AttentionBackend]:
     """The backend called `name` and the name taken, which differs only for "auto".
 
-    "auto" takes the first of `BACKENDS` that `device` and the installed packages support. Raises
-    ArgumentError for an unknown name, or for a missing one, saying what to install.
+    "auto" takes the first of `BACKENDS` that `device`, the format `dtype` of the passes and the
+    installed packages support: all but sdpa take half precision only. Raises ArgumentError for an
+    unknown name, or for a missing one, saying what to install.
     """
     device = torch.device(device)
     if name == "auto":
-        name = next(n for n in BACKENDS if _available(n, device))
+        name = next(n for n in BACKENDS if _available(n, device, dtype))
     if name not in BACKENDS:
         raise ArgumentError(
             "unknown attention backend", got=name, wanted=f"auto, {', '.join(BACKENDS)}"
         )
-    if not _available(name, device):
+    if not _available(name, device, dtype):
         raise ArgumentError(
             f"attention backend {name} is not available",
-            got=f"device {device}",
+            got=f"device {device}, {dtype}",
             todo=_INSTALL[name],
         )
     if name in _MODULES:
@@ -140,10 +143,11 @@ def _take(x_BSNK: Tensor, spans: tuple[slice, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _available(name: str, device: torch.device) -> bool:
+def _available(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     if name == "sdpa":
         return True
-    if device.type != "cuda" or not torch.cuda.is_available():
+    half = dtype in (torch.float16, torch.bfloat16)
+    if device.type != "cuda" or not half or not torch.cuda.is_available():
         return False
     major, _ = torch.cuda.get_device_capability(device)
     if name == "cudnn":

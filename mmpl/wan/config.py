@@ -7,7 +7,7 @@ from math import prod
 
 from mmpl.errors import ArgumentError
 
-# Per-channel statistics of Wan2.1's latents (wan_reference section 5.1).
+# Per-channel statistics of Wan2.1's latents.
 WAN_LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,

@@ -1,7 +1,7 @@
 """The diffusion transformer: one stateless function for every way it is used.
 
 Bidirectional clips, teacher forcing under a mask, and group-by-group passes over a K/V cache differ
-only in the `Frames` value and the cache given to `dit` (wan_reference sections 2 and 3). Parameters
+only in the `Frames` value and the cache given to `dit`. Parameters
 carry the official key names. Knows nothing of groups, samplers or films.
 """
 

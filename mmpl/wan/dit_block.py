@@ -58,7 +58,7 @@ def block(
     text: LayerKV,
     cached: LayerKV | None,
 ) -> Tensor:
-    """One transformer block (wan_reference 2.2): self-attention, cross-attention, feed-forward.
+    """One transformer block: self-attention, cross-attention, feed-forward.
 
     Writes to `cached` in place. Compile this function, not `dit`: parameters and tensors are its
     inputs, so all layers share the compiled code.
@@ -101,7 +101,7 @@ def self_attention(
 def cross_attention(
     params: AttentionParams, config: DiTConfig, y_BLD: Tensor, shared: Shared, text: LayerKV
 ) -> Tensor:
-    """Attention to the text, its padding included (wan_reference 2.2)."""
+    """Attention to the text, its padding included."""
     precision = shared.precision
     q_BLNK = normed_heads(params.q, params.norm_q, config, y_BLD, precision)
     o_BLNK = shared.attention(cast(q_BLNK, precision.compute), text.k_BSNK, text.v_BSNK)

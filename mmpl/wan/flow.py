@@ -3,7 +3,8 @@
 A sample at noise level sigma is x = (1 - sigma) x0 + sigma noise; the model predicts the velocity
 v = noise - x0, so x0 = x - sigma v. Everything here is a pure function of its arguments: scalars
 are Python floats in double precision, a solver's memory is a value handed back, and noise comes
-from the caller. Knows nothing of networks or frames. Source: wan_reference sections 3.3, 4, 7.
+from the caller. Knows nothing of networks or frames.
+Sources: Wan2.1 wan/utils/fm_solvers*.py, Self-Forcing utils/scheduler.py.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ def schedule(solver: str, steps: int, shift: float) -> Schedule:
 
 
 def unipc_schedule(steps: int, shift: float) -> Schedule:
-    """Wan2.1's default: from 0.999 before the shift, whole timesteps (wan_reference 7.1)."""
+    """Wan2.1's default: from 0.999 before the shift, whole timesteps (fm_solvers_unipc.py)."""
     _check(steps, shift)
     return _whole_timesteps(_linspace(UNIPC_SIGMA_MAX, 0.0, steps + 1)[:-1], shift)
 
 
 def dpmpp_schedule(steps: int, shift: float) -> Schedule:
-    """The DPM++ grid: from 1 exactly, whole timesteps (wan_reference 7.2)."""
+    """The DPM++ grid: from 1 exactly, whole timesteps (fm_solvers.py)."""
     _check(steps, shift)
     return _whole_timesteps(_linspace(1.0, 0.0, steps + 1)[:-1], shift)
 
@@ -100,7 +101,7 @@ def dpmpp_schedule(steps: int, shift: float) -> Schedule:
 def euler_schedule(
     steps: int, shift: float, sigma_min: float = 0.0, extra_one_step: bool = True
 ) -> Schedule:
-    """The flow-match Euler grid, fractional timesteps (wan_reference 7.3).
+    """The flow-match Euler grid, fractional timesteps.
 
     With `extra_one_step` the grid is cut into `steps` equal parts and `sigma_min` itself is left
     out, as Self-Forcing and CausVid do. Without it the grid ends on `sigma_min`, which must then
@@ -119,7 +120,7 @@ def euler_schedule(
 
 
 def flow_table(shift: float, size: int = TRAIN_TIMESTEPS) -> FlowTable:
-    """The table of training noise levels with bell-shaped loss weights (wan_reference 7.3).
+    """The table of training noise levels with bell-shaped loss weights.
 
     With n = `size` entries the weight is exp(-2 ((timestep - n/2) / n)^2), lowered until the least
     is 0 and scaled to 1 on average. Raises ArgumentError if `size` is so small that all are equal.
@@ -138,7 +139,7 @@ def flow_table(shift: float, size: int = TRAIN_TIMESTEPS) -> FlowTable:
 def warp(timesteps: Sequence[int], table: FlowTable) -> tuple[float, ...]:
     """Few-step lists written on the unshifted scale, moved onto the table's shifted one.
 
-    Entry n becomes the table's timestep number size - n, and 0 stays 0 (wan_reference 3.3).
+    Entry n becomes the table's timestep number size - n, and 0 stays 0.
     """
     size = len(table.timesteps)
     for n in timesteps:
@@ -152,7 +153,7 @@ def warp(timesteps: Sequence[int], table: FlowTable) -> tuple[float, ...]:
 
 
 def guided(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: v_uncond + scale (v_cond - v_uncond) (wan_reference 7.5)."""
+    """Classifier-free guidance: v_uncond + scale (v_cond - v_uncond)."""
     return v_uncond + scale * (v_cond - v_uncond)
 
 
@@ -283,7 +284,7 @@ def few_step(
     """Few-step sampling of a distilled model: predict x0, re-noise to the next level, repeat.
 
     `noise(index)` gives the fresh Gaussian that makes the input of step `index` (1, 2, ...); the
-    input of step 0 is `x`. Returns the last x0 (wan_reference 3.3).
+    input of step 0 is `x`. Returns the last x0.
     """
     if not timesteps:
         raise ArgumentError("few-step sampling needs at least one timestep")

@@ -18,7 +18,7 @@ from mmpl.wan.params import Linear, Weight
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Which number format computes what (wan_reference section 2.5).
+    """Which number format computes what.
 
     `compute` is for matrix products, attention and the K/V cache; `island` for the time embedding,
     modulation, residual stream, norms and head. Weights may be stored in any format.
@@ -74,7 +74,7 @@ def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:
 def rms_norm(params: Weight, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
 
-    In this order, and with the statistics in float32 or better (wan_reference section 2.2).
+    In this order, and with the statistics in float32 or better.
     """
     normed = F.rms_norm(cast(x, at_least_float32(x.dtype)), x.shape[-1:], None, eps)
     return cast(normed, x.dtype) * cast(params.weight, dtype)
@@ -96,7 +96,7 @@ def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BT1D: Tensor) -> Tensor:
 def sinusoid(t: Tensor, dim: int) -> Tensor:
     """float64 [..., dim] embedding of times `t` on the 0..1000 scale: all cosines, then all sines.
 
-    Angle k is `t * 10000 ** (-k / (dim / 2))` (wan_reference section 2.1).
+    Angle k is `t * 10000 ** (-k / (dim / 2))`.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float64, device=t.device) / half

@@ -1,7 +1,7 @@
 """Rotary position embedding over (time, row, column), exact to float32 rounding.
 
 Neighbouring channels (2i, 2i+1) of a head form a complex number that is turned by an angle; time,
-row and column each own a share of the channels with their own frequencies (wan_reference 2.3).
+row and column each own a share of the channels with their own frequencies.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Unlike T5, every layer has its own table of relative position biases; and as in T5, attention is
 not scaled by the head width. Knows nothing of files, films or the diffusion model; differentiable.
-Source: wan_reference section 6.1.
+Source: Wan2.1 wan/modules/t5.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prompts to token ids: Wan's cleaning, then the model's own tokenizer.
 
 The tokenizer is given as the text of a `tokenizer.json`; this module knows no files. Source:
-wan_reference section 6.2.
+Wan2.1 wan/modules/tokenizers.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `encode` and `decode` take and return an explicit state: the last input frames of every temporal
 convolution, in the order they run. State None means the clip starts here. A film is decoded
 latent by latent in constant memory, with the same numbers as a one-shot decode.
-Source: wan_reference section 5.
+Source: Wan2.1 wan/modules/vae.py.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def _downsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
         return _conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
     if x.shape[2] == 1:
         return start
-    # The clip's first frame passes as it is (wan_reference 5.2).
+    # The clip's first frame passes as it is, not convolved in time.
     rest = _conv3d(x, p.time_conv.weight, p.time_conv.bias, stride=(2, 1, 1))
     return torch.cat([start, rest], dim=2)
 

@@ -1,5 +1,5 @@
 """Long video the way CausVid makes it: few-step rollouts joined by an overlap that is encoded
-again, from this library's layouts, cache, sampler and VAE (wan_reference section 4)."""
+again, from this library's layouts, cache, sampler and VAE."""
 
 from __future__ import annotations
 
