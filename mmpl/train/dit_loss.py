@@ -41,12 +41,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class DiTTraining:
-    """`shift` moves the drawn timesteps towards noise, as the sampler's does. `prompt_dropout`:
-    share of samples with an empty prompt. `context_noise`: largest noise on the clean context,
-    relative to the latents' spread, against drift along the chain of segments."""
+    """`frames`: latent frames a step, context included; a task with fewer of them takes more
+    clips, up to `most_clips`. `shift` moves the drawn timesteps towards noise, as the sampler's
+    does. `prompt_dropout`: share of samples with an empty prompt. `context_noise`: largest noise
+    on the clean context, relative to the latents' spread, against drift along the chain."""
 
     tasks: tuple[Task, ...]
-    batch: int
+    frames: int
+    most_clips: int = 64
     shift: float = 3.0
     prompt_dropout: float = 0.1
     context_noise: float = 0.1
@@ -116,9 +118,10 @@ def _loss(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     odds = np.array([task.weight for task in training.tasks])
     task = training.tasks[rng.choice(len(odds), p=odds / odds.sum())]
-    chosen = _draw_clips(clips, training.batch, task.fresh, rng)
-    z_BCTHW = clips.z_BCTHW[chosen]
     lesson = lesson_of(task.layout, [task.group])
+    count = training.frames // (len(lesson.clean) + len(lesson.noisy))
+    chosen = _draw_clips(clips, max(1, min(count, training.most_clips)), task.fresh, rng)
+    z_BCTHW = clips.z_BCTHW[chosen]
     clean_BCTHW = _jittered(
         z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
     )

@@ -65,10 +65,10 @@ VAE_STAGES = (
         Recipe(steps=230, learning_rate=5e-4, matrix_rate=6e-3, warmup=20, ema_decay=0.95),
     ),
 )
-CLIPS = 1024
-DIT_BATCH = 16
+CLIPS = 6144
+DIT_FRAMES = 208  # latent frames a step, context included
 DIT_RECIPE = Recipe(
-    steps=3500, learning_rate=2e-3, matrix_rate=1.5e-2, warmup=100, beta2=0.98, ema_decay=0.995
+    steps=8000, learning_rate=2e-3, matrix_rate=1.5e-2, warmup=100, beta2=0.98, ema_decay=0.995
 )
 
 
@@ -103,7 +103,7 @@ def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
     text_config = tiny.text_config(tokenizer.vocab_size)
     start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(tiny.DIT), 0).items()}
     start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(text_config), 1).items()}
-    training = tiny.dit_training(DIT_BATCH)
+    training = tiny.dit_training(DIT_FRAMES)
     loss = dit_loss(tiny.DIT, text_config, tokenizer, normal, training)
     yield from train(start, loss, recipe, runs / "dit")
 

@@ -50,10 +50,11 @@ def text_config(vocab_size: int) -> TextConfig:
     )
 
 
-def dit_training(batch: int) -> DiTTraining:
-    """Text-to-video and image-to-video mixed; the plan, which carries the story, most often."""
+def dit_training(frames: int) -> DiTTraining:
+    """Text-to-video and image-to-video mixed. Most often the first frames, which alone must be
+    read off the text, and the plan, which carries the story."""
     layouts = ((mmpl_t2v(), 0.75), (mmpl_i2v(), 0.25))
-    return DiTTraining(tasks(layouts, {"init": 0.8, "second": 0.5, "plan": 2.0}), batch)
+    return DiTTraining(tasks(layouts, {"init": 2.0, "second": 0.5, "plan": 2.0}), frames)
 
 
 def defaults() -> Defaults:

@@ -58,9 +58,11 @@ def motion(size: int) -> VAETraining:
 
 
 def detail(size: int) -> VAETraining:
-    """The third and longest stage: outlines, which single frames teach cheapest."""
-    still, short = View(16, 1, size // 2), View(8, 3, size // 2)
-    return VAETraining(size, (still, still, still, short), latent_noise=0.03, seed=2)
+    """The third and longest stage: outlines, which single frames teach cheapest; now and then a
+    whole segment, without which the codec forgets to stay true over time."""
+    still, short, long = (View(n, t, size // 2) for n, t in ((16, 1), (8, 3), (2, 21)))
+    views = (still, still, short, still, still, long)
+    return VAETraining(size, views, latent_noise=0.03, seed=2)
 
 
 def segments(size: int) -> VAETraining:

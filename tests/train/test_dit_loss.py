@@ -105,7 +105,7 @@ def test_tasks_skip_what_is_given() -> None:
 def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
     tokenizer: Tokenizer, clips: LatentClips
 ) -> None:
-    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), batch=2)
+    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), frames=42)
     weights = start(tokenizer)
     with torch.no_grad():
         weights["dit.head.head.weight"].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
@@ -124,7 +124,7 @@ def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
 
 def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, clips: LatentClips) -> None:
     one = LatentClips(clips.z_BCTHW[:2], clips.seeds[:2])
-    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), batch=4, context_noise=0.0)
+    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), frames=60, context_noise=0.0)
     weights = start(tokenizer)
     loss = dit_loss(DIT, text_config(tokenizer), tokenizer, one, training)(weights)
     optimizer = torch.optim.AdamW(weights.values(), lr=5e-3)
