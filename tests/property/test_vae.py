@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,27 @@ def test_the_past_never_depends_on_the_future(name: str) -> None:
     a, b = (vae.encode(params, config, v)[0] for v in (video, changed))
     assert torch.equal(a[:, :, :2], b[:, :, :2])
     assert not torch.equal(a[:, :, 2:], b[:, :, 2:])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((3, 3, 3), (1, 1, 1), (0, 1, 1)), ((1, 3, 3), (1, 2, 2), (0, 0, 0)),
+     ((3, 1, 1), (2, 1, 1), (0, 0, 0)), ((1, 1, 1), (1, 1, 1), (0, 0, 0))],
+)  # fmt: skip
+def test_the_fast_convolution_is_the_plain_one(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], padding: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 3, 5, 7, 6, generator=generator)]
+    leaves += [torch.randn(4, 3, *kernel, generator=generator), torch.randn(4, generator=generator)]
+    results = []
+    for convolve in (vae._conv3d, F.conv3d):
+        x, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        y = convolve(x, weight, bias, stride=stride, padding=padding)
+        y.square().sum().backward()
+        results.append((y, x.grad, weight.grad, bias.grad))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_frames_that_fill_no_latent_are_dropped_only_at_the_start() -> None:
