@@ -79,7 +79,7 @@ def _command(given: argparse.Namespace, console: Console) -> int:
         report = {name: asdict(table) for name, table in rows.items()}
         print_result(json.dumps(report | {"vae_l1": error}))
         return 0
-    console.say(f"{'':20s} {'films':>6s} {'shape':>6s} {'hue':>6s} {'motion':>6s} {'left':>6s}")
+    print_result(f"{'':20s} {'films':>6s} {'shape':>6s} {'hue':>6s} {'motion':>6s} {'left':>6s}")
     for name, table in rows.items():
         left = "-" if table.left is None else f"{table.left:.0%}"
         print_result(

@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmpl.checkpoint.read import digest
 from mmpl.errors import ArgumentError
 from mmpl.media import durable
 from mmpl.train.clips import ClipSpec, draw_spec, render_batch
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+from mmpl.wan.params import to_flat
 
 SHARD_CLIPS = 64
 _BATCH = 4
@@ -51,8 +54,12 @@ def encode_shards(
     size: int,
     first_seed: int = 0,
 ) -> Iterator[int]:
-    """Encodes clips of seeds `first_seed`... into shards; yields how many are done."""
+    """Encodes clips of seeds `first_seed`... into shards; yields how many are done.
+
+    Raises ArgumentError when the folder holds latents of another VAE.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    made_by = {"vae": digest(to_flat(params))}
     for shard in range(-(-clips // SHARD_CLIPS)):
         path = folder / f"shard-{shard:05d}.safetensors"
         if not path.exists():
@@ -64,8 +71,21 @@ def encode_shards(
             ]
             tensors = {"z_BCTHW": torch.cat(parts).half(), "seeds": torch.tensor(seeds)}
             with durable.replacing(path) as temporary:
-                save_file(tensors, temporary)
+                save_file(tensors, temporary, metadata=made_by)
+        else:
+            _check_maker(path, made_by)
         yield (shard + 1) * SHARD_CLIPS
+
+
+def _check_maker(path: Path, made_by: dict[str, str]) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+    if found != made_by:
+        raise ArgumentError(
+            "these latents were made by another VAE",
+            where=str(path),
+            todo="remove the folder of latents, and what was trained on them",
+        )
 
 
 def read_shards(folder: Path) -> LatentClips:

@@ -2,8 +2,8 @@
 
     vae-stills -> vae-motion -> vae-detail -> vae-segments -> latents -> dit -> bundle
 
-Every stage resumes from what the folder holds, and its result depends on the recipe, the seed and
-the machine alone.
+Every stage resumes from what the folder holds. A folder is for one recipe: changing anything
+besides a `Recipe`, such as the data or the sizes, calls for a new folder.
 """
 
 from __future__ import annotations

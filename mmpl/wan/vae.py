@@ -262,8 +262,7 @@ def _attention(p: Attention, x_BCTHW: Tensor) -> Tensor:
     """Every pixel attends to all pixels of its own frame, with one head."""
     frames, (rows, columns) = x_BCTHW.shape[2], x_BCTHW.shape[3:]
     x = rearrange(x_BCTHW, "B C T H W -> (B T) C H W")
-    normed = F.normalize(x, dim=1) * (p.norm.gamma * sqrt(x.shape[1]))
-    qkv = F.conv2d(normed, p.to_qkv.weight, p.to_qkv.bias)
+    qkv = F.conv2d(_norm(p.norm, x), p.to_qkv.weight, p.to_qkv.bias)
     q, k, v = rearrange(qkv, "n (three C) H W -> three n 1 (H W) C", three=3)
     out = rearrange(
         F.scaled_dot_product_attention(q, k, v), "n 1 (H W) C -> n C H W", H=rows, W=columns

@@ -78,6 +78,9 @@ def test_shards_are_encoded_once_and_normalise_to_unit_spread(tmp_path: Path) ->
     before = path.stat().st_mtime_ns
     list(encode_shards(params, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
     assert path.stat().st_mtime_ns == before
+    other = vae.vae_from_flat(start_vae(config, 1), config)
+    with pytest.raises(ArgumentError, match="another VAE"):
+        list(encode_shards(other, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
     stored = read_shards(tmp_path)
     assert stored.seeds.tolist() == list(range(SHARD_CLIPS))
     z = normalised(with_statistics(config, stored), stored.z_BCTHW)
