@@ -38,6 +38,17 @@ def test_auto_prefers_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch)
     assert backend is attention.cudnn
 
 
+def test_on_a_gpu_auto_leaves_float32_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(attention, "find_spec", lambda _: None)  # no flash-attn
+    assert resolve_attention("auto", "cuda", torch.bfloat16)[0] == "cudnn"
+    assert resolve_attention("auto", "cuda", torch.float32)[0] == "sdpa"
+    with pytest.raises(ArgumentError, match="cudnn is not available.*float32"):
+        resolve_attention("cudnn", "cuda", torch.float32)
+
+
 def test_sdpa_is_softmax_attention() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 4, generator=generator) for n in (5, 7, 7))
