@@ -30,7 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=(*STAGES, "all"), help="what to do, or all in this order")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state")
     parser.add_argument("--output", type=Path, help="model folder that `bundle` writes")
-    parser.add_argument("--clips", type=int, help="how many clips `latents` encodes")
     parser.add_argument("--steps", type=int, help="how many steps `dit` takes")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
@@ -48,8 +47,8 @@ def _command(given: argparse.Namespace, console: Console) -> int:
             for name, progress in pipeline.train_vae(given.runs):
                 console.say(_line(name, progress))
         elif stage == "latents":
-            for done in pipeline.encode_clips(given.runs, given.clips or pipeline.CLIPS):
-                console.say(f"latents {done} clips")
+            for name, done in pipeline.encode_clips(given.runs):
+                console.say(f"latents {name} {done}")
         elif stage == "dit":
             recipe = pipeline.dit_recipe(given.steps)
             for progress in pipeline.train_dit(given.runs, recipe):

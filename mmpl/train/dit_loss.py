@@ -1,13 +1,14 @@
-"""Teacher forcing for the transformer and its text encoder, one group of a layout at a time.
+"""Teacher forcing for the transformer and its text encoder, group by group of a layout.
 
-A step draws a layout and one of its groups; the group's frames are noised at one timestep, as at
-inference, and its context stands before them clean, seeing itself as the layout says. Gradients
-flow through the clean context. Source: the released training code's mask.
+A step draws a layout and teaches every group of it, each on clips of its own: the group's frames
+are noised at one timestep, as at inference, and its context stands before them clean, seeing itself
+as the layout says. Gradients flow through the clean context. Source: the released training code's
+mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ from mmpl.layout.layout import Group, Layout
 from mmpl.train.clips import caption
 from mmpl.train.latents import LatentClips
 from mmpl.train.loop import Loss, LossOf, Weights
+from mmpl.train.teacher_forcing import Lesson, taught_flow
 from mmpl.train.teacher_forcing import lesson as lesson_of
-from mmpl.train.teacher_forcing import taught_flow
 from mmpl.wan.config import DiTConfig, TextConfig
 from mmpl.wan.dit import DiTParams, dit_from_flat, encode_context
 from mmpl.wan.flow import TRAIN_TIMESTEPS
@@ -30,44 +31,65 @@ from mmpl.wan.tokenizer import Tokenizer, clean_prompt
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One group of one layout to learn, drawn with a weight. `fresh`: only from clips that begin
-    a film, for groups that are made without any context."""
+    """One group to learn. `share`: of the frames of a step, and of its loss. `fresh`: learned from
+    the beginnings of films alone, for it is made without any context."""
 
-    layout: Layout
     group: Group
-    weight: float
+    share: float
     fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
-class DiTTraining:
-    """`frames`: latent frames a step, context included; a task with fewer of them takes more
-    clips, up to `most_clips`. `shift` moves the drawn timesteps towards noise, as the sampler's
-    does. `prompt_dropout`: share of samples with an empty prompt. `context_noise`: largest noise
-    on the clean context, relative to the latents' spread, against drift along the chain."""
+class Course:
+    """The tasks of one layout, taught together; drawn for a step with these `odds`.
 
+    Together, because only the first frames must be read off the text: steps without them would
+    move the text's weights at random, and Muon, which makes all updates equally large, far.
+    """
+
+    layout: Layout
+    odds: float
     tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiTTraining:
+    """`frames`: latent frames a step, context included. `shift` moves the drawn timesteps towards
+    noise, as the sampler's does. `prompt_dropout`: share of samples with an empty prompt.
+    `context_noise`: largest noise on the clean context, relative to the latents' spread, against
+    drift along the chain."""
+
+    courses: tuple[Course, ...]
     frames: int
-    most_clips: int = 64
     shift: float = 3.0
     prompt_dropout: float = 0.1
     context_noise: float = 0.1
     seed: int = 0
 
 
-def tasks(layouts: Sequence[tuple[Layout, float]], weights: dict[str, float]) -> tuple[Task, ...]:
-    """The tasks of some layouts, each with its share; `weights` by group name, default 1.
+def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
+    """All groups of a layout, with shares by group name, 1 where none is given.
 
-    A layout whose first group is a single frame is given that frame (image-to-video).
+    A first group of a single frame is given, not learned (image-to-video).
     """
-    found = []
-    for layout, share in layouts:
-        for group in layout.groups:
-            given = not group.sees and len(group.frames) == 1
-            if not given:
-                weight = share * weights.get(group.name, 1.0)
-                found.append(Task(layout, group, weight, fresh=not group.sees))
-    return tuple(found)
+    learned = [group for group in layout.groups if group.sees or len(group.frames) > 1]
+    total = sum(weights.get(group.name, 1.0) for group in learned)
+    return Course(
+        layout,
+        odds,
+        tuple(
+            Task(group, weights.get(group.name, 1.0) / total, fresh=not group.sees)
+            for group in learned
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """Normalised latents: whole segments, and the first frames of many more films."""
+
+    clips: LatentClips
+    beginnings: LatentClips
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,13 +112,10 @@ def dit_loss(
     dit_config: DiTConfig,
     text_config: TextConfig,
     tokenizer: Tokenizer,
-    clips: LatentClips,
+    data: Data,
     training: DiTTraining,
 ) -> LossOf:
-    """The loss for `mmpl.train.loop.train` of weights `dit.*` and `text.*`, in official keys.
-
-    `clips` hold normalised latents.
-    """
+    """The loss for `mmpl.train.loop.train` of weights `dit.*` and `text.*`, in official keys."""
 
     def loss_of(weights: Weights) -> Loss:
         networks = Networks(
@@ -106,21 +125,41 @@ def dit_loss(
             text_config,
             tokenizer,
         )
-        return lambda step: _loss(networks, clips, training, step)
+        return lambda step: _loss(networks, data, training, step)
 
     return loss_of
 
 
 def _loss(
-    networks: Networks, clips: LatentClips, training: DiTTraining, step: int
+    networks: Networks, data: Data, training: DiTTraining, step: int
 ) -> tuple[Tensor, dict[str, float]]:
     rng = np.random.default_rng([training.seed, step])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    odds = np.array([task.weight for task in training.tasks])
-    task = training.tasks[rng.choice(len(odds), p=odds / odds.sum())]
-    lesson = lesson_of(task.layout, [task.group])
-    count = training.frames // (len(lesson.clean) + len(lesson.noisy))
-    chosen = _draw_clips(clips, max(1, min(count, training.most_clips)), task.fresh, rng)
+    odds = np.array([course.odds for course in training.courses])
+    drawn = training.courses[rng.choice(len(odds), p=odds / odds.sum())]
+    values, total = {}, torch.zeros(())
+    for task in drawn.tasks:
+        lesson = lesson_of(drawn.layout, [task.group])
+        frames = len(lesson.clean) + len(lesson.noisy)
+        count = max(1, round(task.share * training.frames / frames))
+        clips = data.beginnings if task.fresh else data.clips
+        chosen = [int(i) for i in rng.integers(len(clips.seeds), size=count)]
+        value = _task_loss(networks, clips, training, lesson, chosen, rng, generator)
+        total = total + task.share * value
+        values[task.group.name] = value.item()
+    return total, values
+
+
+def _task_loss(
+    networks: Networks,
+    clips: LatentClips,
+    training: DiTTraining,
+    lesson: Lesson,
+    chosen: list[int],
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of the flow on the chosen clips, at a timestep of its own for each."""
     z_BCTHW = clips.z_BCTHW[chosen]
     clean_BCTHW = _jittered(
         z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
@@ -132,18 +171,16 @@ def _loss(
         "" if rng.random() < training.prompt_dropout else caption(clips.spec(i), int(variant))
         for i, variant in zip(chosen, rng.integers(2**31, size=len(chosen)))
     ]
-    texts = encode_captions(networks, captions)
     flow_BCTHW = taught_flow(
         networks.dit,
         networks.dit_config,
         clean_BCTHW,
         torch.lerp(target_BCTHW, noise_BCTHW, t_B.view(-1, 1, 1, 1, 1)),
         (t_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(lesson.noisy)),
-        encode_context(networks.dit, networks.dit_config, texts),
+        encode_context(networks.dit, networks.dit_config, encode_captions(networks, captions)),
         lesson=lesson,
     )
-    value = F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
-    return value, {task.group.name: value.item()}
+    return F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -160,14 +197,6 @@ def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:
     mask_BJ = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     encoded_BJD = encode_text(networks.text, networks.text_config, ids_BJ, mask_BJ)
     return list(zero_pads(encoded_BJD, mask_BJ))
-
-
-def _draw_clips(clips: LatentClips, count: int, fresh: bool, rng: np.random.Generator) -> list[int]:
-    """Indices of clips; even seeds begin a film, and stand at even places."""
-    total = len(clips.seeds)
-    if fresh:
-        return [int(i) * 2 for i in rng.integers(total // 2, size=count)]
-    return [int(i) for i in rng.integers(total, size=count)]
 
 
 def _jittered(

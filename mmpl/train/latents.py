@@ -6,7 +6,7 @@ the statistics that a VAE config needs can be measured from the shards themselve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +29,8 @@ _BATCH = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentClips:
-    """Raw latents z_BCTHW (float16) of clips; `seeds` int64. Every other clip is a continuation:
-    a window from the middle of a film, whose caption tells how it began."""
+    """Raw latents z_BCTHW (float16) of clips; `seeds` int64. Clips of odd seeds are continuations:
+    windows from the middle of a film, whose caption tells how it began."""
 
     z_BCTHW: Tensor
     seeds: Tensor
@@ -49,32 +49,31 @@ def encode_shards(
     config: VAEConfig,
     folder: Path,
     *,
-    clips: int,
+    seeds: Sequence[int],
     latents: int,
     size: int,
-    first_seed: int = 0,
 ) -> Iterator[int]:
-    """Encodes clips of seeds `first_seed`... into shards; yields how many are done.
+    """Encodes the first `latents` latent frames of the clips of `seeds` into shards; yields how
+    many clips are done.
 
     Raises ArgumentError when the folder holds latents of another VAE.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made_by = {"vae": digest(to_flat(params))}
-    for shard in range(-(-clips // SHARD_CLIPS)):
+    for shard, start in enumerate(range(0, len(seeds), SHARD_CLIPS)):
         path = folder / f"shard-{shard:05d}.safetensors"
+        own = list(seeds[start : start + SHARD_CLIPS])
         if not path.exists():
-            start = first_seed + shard * SHARD_CLIPS
-            seeds = list(range(start, start + SHARD_CLIPS))
             parts = [
-                _encode(params, config, seeds[i : i + _BATCH], latents, size)
-                for i in range(0, SHARD_CLIPS, _BATCH)
+                _encode(params, config, own[i : i + _BATCH], latents, size)
+                for i in range(0, len(own), _BATCH)
             ]
-            tensors = {"z_BCTHW": torch.cat(parts).half(), "seeds": torch.tensor(seeds)}
+            tensors = {"z_BCTHW": torch.cat(parts).half(), "seeds": torch.tensor(own)}
             with durable.replacing(path) as temporary:
                 save_file(tensors, temporary, metadata=made_by)
         else:
             _check_maker(path, made_by)
-        yield (shard + 1) * SHARD_CLIPS
+        yield start + len(own)
 
 
 def _check_maker(path: Path, made_by: dict[str, str]) -> None:
@@ -110,13 +109,13 @@ def with_statistics(config: VAEConfig, clips: LatentClips) -> VAEConfig:
     )
 
 
-def normalised(config: VAEConfig, z_BCTHW: Tensor) -> Tensor:
-    """Raw latents as the transformer sees them, float32."""
+def normalised(config: VAEConfig, clips: LatentClips) -> LatentClips:
+    """The clips with latents as the transformer sees them, float32."""
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1)
         for values in (config.latent_mean, config.latent_std)
     )
-    return (z_BCTHW.float() - mean) / std
+    return LatentClips((clips.z_BCTHW.float() - mean) / std, clips.seeds)
 
 
 @torch.no_grad()

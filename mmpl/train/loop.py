@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -97,19 +98,21 @@ def train(
     recipe: Recipe,
     run: Path,
     *,
+    setting: Mapping[str, object] = MappingProxyType({}),
     save_every: int = 100,
     report_every: int = 20,
 ) -> Iterator[Progress]:
     """Trains `start` in the folder `run`, resuming what is there; yields progress as it goes.
 
     `loss_of(weights)` is called once; the loss it returns must depend on these weights, which are
-    updated in place, and on the step alone. The folder gets recipe.json,
-    log.jsonl and one state file (weights, EMA, optimizer, step), replaced atomically. Raises
-    ArgumentError when the folder belongs to another recipe, NumericError on a non-finite loss
-    (the last good state stays).
+    updated in place, and on the step alone. `setting` names whatever else the result depends on
+    (networks, data), as values whose `repr` says all of it. The folder gets recipe.json (recipe
+    and setting), log.jsonl and one state file (weights, EMA, optimizer, step), replaced
+    atomically. Raises ArgumentError when the folder belongs to another recipe or setting,
+    NumericError on a non-finite loss (the last good state stays).
     """
     run.mkdir(parents=True, exist_ok=True)
-    _check_recipe(run, recipe)
+    _check_recipe(run, recipe, setting)
     state = _begin(start, recipe)
     step = _restore(run, state)
     loss = loss_of(state.weights)
@@ -153,22 +156,29 @@ def averaged_weights(run: Path) -> tuple[Weights, int]:
         return {name: file.get_tensor(f"ema.{name}") for name in names}, step
 
 
-def _check_recipe(run: Path, recipe: Recipe) -> None:
+def _check_recipe(run: Path, recipe: Recipe, setting: Mapping[str, object]) -> None:
+    """Writes down what the run is made of, or compares it with what was written."""
     path = run / "recipe.json"
-    wanted = asdict(recipe)
+    wanted = asdict(recipe) | {name: repr(value) for name, value in setting.items()}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [n for n in wanted if found.get(n) != wanted[n]]
+        changed = [n for n in wanted.keys() | found.keys() if found.get(n) != wanted.get(n)]
         if changed:
             raise ArgumentError(
                 "this run was started with another recipe",
-                where=str(run),
-                got=", ".join(f"{n} {wanted[n]} (was {found.get(n)})" for n in changed),
+                where=str(path),
+                got=", ".join(f"{n} {_short(wanted, n)}" for n in sorted(changed)),
+                wanted=", ".join(f"{n} {_short(found, n)}" for n in sorted(changed)),
                 todo="use the old values or another folder",
             )
         return
     content = (json.dumps(wanted, indent=1) + "\n").encode()
     durable.put(path, lambda file: file.write(content))
+
+
+def _short(values: Mapping[str, object], name: str) -> str:
+    text = str(values.get(name, "missing"))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _begin(start: Weights, recipe: Recipe) -> _State:

@@ -2,8 +2,7 @@
 
     vae-stills -> vae-motion -> vae-detail -> vae-segments -> latents -> dit -> bundle
 
-Every stage resumes from what the folder holds. A folder is for one recipe: changing anything
-besides a `Recipe`, such as the data or the sizes, calls for a new folder.
+Every stage resumes from what the folder holds, and refuses a folder that was made otherwise.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmpl.checkpoint.bundle import Configs, write_bundle
+from mmpl.layout.timeline import SEED_LATENTS
 from mmpl.train import tiny
-from mmpl.train.dit_loss import dit_loss, split
+from mmpl.train.dit_loss import Data, dit_loss, split
 from mmpl.train.latents import (
-    LatentClips,
     encode_shards,
     normalised,
     read_shards,
@@ -65,8 +64,9 @@ VAE_STAGES = (
         Recipe(steps=230, learning_rate=5e-4, matrix_rate=6e-3, warmup=20, ema_decay=0.95),
     ),
 )
-CLIPS = 6144
-DIT_FRAMES = 208  # latent frames a step, context included
+CLIPS = 3072
+BEGINNINGS = 12288  # films of which only the first frames are encoded, at a tenth of the cost
+DIT_FRAMES = 256  # latent frames a step, context included
 DIT_RECIPE = Recipe(
     steps=8000, learning_rate=2e-3, matrix_rate=1.5e-2, warmup=100, beta2=0.98, ema_decay=0.995
 )
@@ -77,17 +77,26 @@ def train_vae(runs: Path) -> Iterator[tuple[str, Progress]]:
     weights = start_vae(tiny.VAE, seed=0)
     for stage in VAE_STAGES:
         loss = vae_loss(tiny.VAE, stage.training)
-        for progress in train(weights, loss, stage.recipe, runs / stage.name):
+        setting = {"network": tiny.VAE, "training": stage.training}
+        for progress in train(weights, loss, stage.recipe, runs / stage.name, setting=setting):
             yield stage.name, progress
         weights, _ = averaged_weights(runs / stage.name)
 
 
-def encode_clips(runs: Path, clips: int = CLIPS) -> Iterator[int]:
-    """Latents of the first `clips` training clips; yields how many are done."""
+def encode_clips(
+    runs: Path, clips: int = CLIPS, beginnings: int = BEGINNINGS
+) -> Iterator[tuple[str, int]]:
+    """Latents of the training clips; yields (which, how many are done)."""
     params = vae_from_flat(_vae_weights(runs), tiny.VAE)
-    yield from encode_shards(
-        params, tiny.VAE, runs / "latents", clips=clips, latents=tiny.LATENTS, size=tiny.SIZE
-    )
+    for name, seeds, latents in (
+        ("clips", range(clips), tiny.LATENTS),
+        ("beginnings", range(0, 2 * beginnings, 2), SEED_LATENTS),
+    ):
+        folder = runs / "latents" / name
+        for done in encode_shards(
+            params, tiny.VAE, folder, seeds=seeds, latents=latents, size=tiny.SIZE
+        ):
+            yield name, done
 
 
 def dit_recipe(steps: int | None = None) -> Recipe:
@@ -97,15 +106,19 @@ def dit_recipe(steps: int | None = None) -> Recipe:
 
 def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
     """The transformer and its text encoder on the encoded clips."""
-    clips, config = _clips(runs)
-    normal = LatentClips(normalised(config, clips.z_BCTHW), clips.seeds)
+    data, config = _data(runs)
     tokenizer = Tokenizer(make_tokenizer())
     text_config = tiny.text_config(tokenizer.vocab_size)
     start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(tiny.DIT), 0).items()}
     start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(text_config), 1).items()}
     training = tiny.dit_training(DIT_FRAMES)
-    loss = dit_loss(tiny.DIT, text_config, tokenizer, normal, training)
-    yield from train(start, loss, recipe, runs / "dit")
+    loss = dit_loss(tiny.DIT, text_config, tokenizer, data, training)
+    setting = {
+        "network": (tiny.DIT, text_config),
+        "training": training,
+        "data": (len(data.clips.seeds), len(data.beginnings.seeds), config),
+    }
+    yield from train(start, loss, recipe, runs / "dit", setting=setting)
 
 
 def bundle(runs: Path, folder: Path) -> dict[str, str]:
@@ -116,7 +129,7 @@ def bundle(runs: Path, folder: Path) -> dict[str, str]:
     weights, _ = averaged_weights(runs / "dit")
     tokenizer = make_tokenizer()
     text_config = tiny.text_config(Tokenizer(tokenizer).vocab_size)
-    _, vae_config = _clips(runs)
+    _, vae_config = _data(runs)
     return write_bundle(
         folder,
         dit=dit_from_flat(split(weights, "dit"), tiny.DIT),
@@ -132,6 +145,8 @@ def _vae_weights(runs: Path) -> Weights:
     return averaged_weights(runs / VAE_STAGES[-1].name)[0]
 
 
-def _clips(runs: Path) -> tuple[LatentClips, VAEConfig]:
-    clips = read_shards(runs / "latents")
-    return clips, with_statistics(tiny.VAE, clips)
+def _data(runs: Path) -> tuple[Data, VAEConfig]:
+    clips = read_shards(runs / "latents" / "clips")
+    beginnings = read_shards(runs / "latents" / "beginnings")
+    config = with_statistics(tiny.VAE, clips)
+    return Data(normalised(config, clips), normalised(config, beginnings)), config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
 from mmpl.train import grammar
-from mmpl.train.dit_loss import DiTTraining, tasks
+from mmpl.train.dit_loss import DiTTraining, course
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
 SIZE = 64  # pixels a side
@@ -51,10 +51,10 @@ def text_config(vocab_size: int) -> TextConfig:
 
 
 def dit_training(frames: int) -> DiTTraining:
-    """Text-to-video and image-to-video mixed. Most often the first frames, which alone must be
-    read off the text, and the plan, which carries the story."""
-    layouts = ((mmpl_t2v(), 0.75), (mmpl_i2v(), 0.25))
-    return DiTTraining(tasks(layouts, {"init": 2.0, "second": 0.5, "plan": 2.0}), frames)
+    """Text-to-video and image-to-video mixed. Most on the first frames, which alone must be read
+    off the text, and on the plan, which carries the story."""
+    shares = {"init": 3.0, "second": 0.5, "plan": 2.0}
+    return DiTTraining((course(mmpl_t2v(), 0.75, shares), course(mmpl_i2v(), 0.25, shares)), frames)
 
 
 def defaults() -> Defaults:

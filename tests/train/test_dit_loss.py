@@ -11,7 +11,7 @@ from mmpl.errors import ArgumentError
 from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
 from mmpl.train import grammar
 from mmpl.train.clips import caption, draw_spec
-from mmpl.train.dit_loss import DiTTraining, dit_loss, tasks
+from mmpl.train.dit_loss import Data, DiTTraining, course, dit_loss
 from mmpl.train.latents import (
     SHARD_CLIPS,
     LatentClips,
@@ -38,11 +38,12 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def clips() -> LatentClips:
+def data() -> Data:
     z = torch.randn(8, CHANNELS, 21, 4, 4, generator=torch.Generator().manual_seed(0))
-    return LatentClips(z, torch.arange(8))
+    return Data(LatentClips(z, torch.arange(8)), LatentClips(z[:, :, :2], torch.arange(0, 16, 2)))
 
 
+SEEDS = range(0, 2 * SHARD_CLIPS, 2)
 DIT = DiTConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_len=24,
     in_dim=CHANNELS, out_dim=CHANNELS,
@@ -72,18 +73,18 @@ def test_every_caption_word_is_one_token(tokenizer: Tokenizer) -> None:
 def test_shards_are_encoded_once_and_normalise_to_unit_spread(tmp_path: Path) -> None:
     config = CONFIGS.vae
     params = vae.vae_from_flat(start_vae(config, 0), config)
-    done = list(encode_shards(params, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
+    done = list(encode_shards(params, config, tmp_path, seeds=SEEDS, latents=3, size=16))
     assert done == [SHARD_CLIPS]
     (path,) = tmp_path.glob("shard-*")
     before = path.stat().st_mtime_ns
-    list(encode_shards(params, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
+    list(encode_shards(params, config, tmp_path, seeds=SEEDS, latents=3, size=16))
     assert path.stat().st_mtime_ns == before
     other = vae.vae_from_flat(start_vae(config, 1), config)
     with pytest.raises(ArgumentError, match="another VAE"):
-        list(encode_shards(other, config, tmp_path, clips=SHARD_CLIPS, latents=3, size=16))
+        list(encode_shards(other, config, tmp_path, seeds=SEEDS, latents=3, size=16))
     stored = read_shards(tmp_path)
-    assert stored.seeds.tolist() == list(range(SHARD_CLIPS))
-    z = normalised(with_statistics(config, stored), stored.z_BCTHW)
+    assert stored.seeds.tolist() == list(SEEDS)
+    z = normalised(with_statistics(config, stored), stored).z_BCTHW
     torch.testing.assert_close(z.mean(dim=(0, 2, 3, 4)), torch.zeros(CHANNELS), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.std(dim=(0, 2, 3, 4)), torch.ones(CHANNELS), atol=1e-3, rtol=0)
     with pytest.raises(ArgumentError, match="no latents"):
@@ -97,37 +98,38 @@ def test_training_clips_are_never_held_out() -> None:
         assert (spec.start_frame > 0) == (seed % 2 == 1)
 
 
-def test_tasks_skip_what_is_given() -> None:
-    found = tasks(((mmpl_t2v(), 0.75), (mmpl_i2v(), 0.25)), {"plan": 2.0})
-    names = [(task.layout.name, task.group.name, task.weight) for task in found]
-    assert ("mmpl_i2v", "first", 0.25) not in names
-    assert ("mmpl_t2v", "plan", 1.5) in names
-    assert [task.group.name for task in found if task.fresh] == ["init"]
+def test_a_course_teaches_all_but_what_is_given() -> None:
+    found = course(mmpl_t2v(), 1.0, {"plan": 2.0})
+    shares = {task.group.name: task.share for task in found.tasks}
+    assert shares == {"init": 0.2, "plan": 0.4, "fill_head": 0.2, "fill_tail": 0.2}
+    assert [task.group.name for task in found.tasks if task.fresh] == ["init"]
+    names = [task.group.name for task in course(mmpl_i2v(), 1.0, {}).tasks]
+    assert names == ["second", "plan", "fill_head", "fill_tail"]
 
 
 def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
-    tokenizer: Tokenizer, clips: LatentClips
+    tokenizer: Tokenizer, data: Data
 ) -> None:
-    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), frames=42)
+    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=42)
     weights = start(tokenizer)
     with torch.no_grad():
         weights["dit.head.head.weight"].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-    loss_of = dit_loss(DIT, text_config(tokenizer), tokenizer, clips, training)
+    loss_of = dit_loss(DIT, text_config(tokenizer), tokenizer, data, training)
     loss = loss_of(weights)
     losses = [loss(step)[0].item() for step in range(4)]
     again = loss_of(weights)
     assert losses == [again(step)[0].item() for step in range(4)]
     assert len(set(losses)) == 4
-    for step in range(6):
-        loss(step)[0].backward()
+    loss(0)[0].backward()
     untouched = [name for name, weight in weights.items() if weight.grad is None]
     assert untouched == []
     assert weights["text.blocks.0.attn.v.weight"].grad.abs().max() > 0  # type: ignore[union-attr]
 
 
-def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, clips: LatentClips) -> None:
-    one = LatentClips(clips.z_BCTHW[:2], clips.seeds[:2])
-    training = DiTTraining(tasks(((mmpl_t2v(), 1.0),), {}), frames=60, context_noise=0.0)
+def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, data: Data) -> None:
+    first = LatentClips(data.clips.z_BCTHW[:1], data.clips.seeds[:1])
+    one = Data(first, LatentClips(first.z_BCTHW[:, :, :2], first.seeds))
+    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=60, context_noise=0.0)
     weights = start(tokenizer)
     loss = dit_loss(DIT, text_config(tokenizer), tokenizer, one, training)(weights)
     optimizer = torch.optim.AdamW(weights.values(), lr=5e-3)

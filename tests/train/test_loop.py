@@ -61,8 +61,19 @@ def test_training_moves_and_averages(tmp_path: Path) -> None:
 
 def test_a_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
     run_all(tmp_path)
-    with pytest.raises(ArgumentError, match=r"learning_rate 0\.2 \(was 0\.1\)"):
+    with pytest.raises(ArgumentError, match=r"got learning_rate 0\.2.* wanted learning_rate 0\.1"):
         run_all(tmp_path, replace(RECIPE, learning_rate=0.2))
+
+
+@pytest.mark.parametrize("later", [{"data": "more"}, {}, {"data": "some", "network": 3}])
+def test_a_run_of_another_setting_is_refused(tmp_path: Path, later: dict[str, object]) -> None:
+    def begin(setting: dict[str, object]) -> None:
+        next(train(start(), loss_of, RECIPE, tmp_path, setting=setting, report_every=1))
+
+    begin({"data": "some"})
+    begin({"data": "some"})
+    with pytest.raises(ArgumentError, match="another recipe"):
+        begin(later)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
