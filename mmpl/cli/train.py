@@ -31,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state")
     parser.add_argument("--output", type=Path, help="model folder that `bundle` writes")
     parser.add_argument("--steps", type=int, help="how many steps `dit` takes")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the transformer's block: a quarter faster, after minutes of compiling",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
     return parser
@@ -40,6 +45,7 @@ def _command(given: argparse.Namespace, console: Console) -> int:
     import torch
 
     from mmpl.train import pipeline
+    from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
 
     torch.set_num_threads(given.threads)
     for stage in STAGES if given.stage == "all" else (given.stage,):
@@ -51,7 +57,10 @@ def _command(given: argparse.Namespace, console: Console) -> int:
                 console.say(f"latents {name} {done}")
         elif stage == "dit":
             recipe = pipeline.dit_recipe(given.steps)
-            for progress in pipeline.train_dit(given.runs, recipe):
+            engine = DEFAULT_ENGINE
+            if given.compile:
+                engine = Engine(block_fn=torch.compile(block, dynamic=False))
+            for progress in pipeline.train_dit(given.runs, recipe, engine=engine):
                 console.say(_line("dit", progress))
         else:
             folder = given.output or given.runs / "bundle"

@@ -23,7 +23,7 @@ from mmpl.train.loop import Loss, LossOf, Weights
 from mmpl.train.teacher_forcing import Lesson, taught_flow
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.wan.config import DiTConfig, TextConfig
-from mmpl.wan.dit import DiTParams, dit_from_flat, encode_context
+from mmpl.wan.dit import DEFAULT_ENGINE, DiTParams, Engine, dit_from_flat, encode_context
 from mmpl.wan.flow import TRAIN_TIMESTEPS
 from mmpl.wan.text import TextParams, encode_text, text_from_flat, zero_pads
 from mmpl.wan.tokenizer import Tokenizer, clean_prompt
@@ -101,6 +101,7 @@ class Networks:
     text: TextParams
     text_config: TextConfig
     tokenizer: Tokenizer
+    engine: Engine
 
 
 def split(weights: Weights, prefix: str) -> Weights:
@@ -114,6 +115,8 @@ def dit_loss(
     tokenizer: Tokenizer,
     data: Data,
     training: DiTTraining,
+    *,
+    engine: Engine = DEFAULT_ENGINE,
 ) -> LossOf:
     """The loss for `mmpl.train.loop.train` of weights `dit.*` and `text.*`, in official keys."""
 
@@ -124,6 +127,7 @@ def dit_loss(
             text_from_flat(split(weights, "text"), text_config),
             text_config,
             tokenizer,
+            engine,
         )
         return lambda step: _loss(networks, data, training, step)
 
@@ -179,6 +183,7 @@ def _task_loss(
         (t_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(lesson.noisy)),
         encode_context(networks.dit, networks.dit_config, encode_captions(networks, captions)),
         lesson=lesson,
+        engine=networks.engine,
     )
     return F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
 

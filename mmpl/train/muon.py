@@ -29,22 +29,28 @@ def muon_step_(
 ) -> None:
     """Updates weights and momenta in place from the weights' gradients. A convolution counts as
     the matrix [out, in * kernel]; `rate` is the step's spectral norm for wide matrices."""
+    alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
     for weight, buffer in zip(weights, momenta, strict=True):
         if weight.grad is None:
             continue
         buffer.mul_(momentum).add_(weight.grad)
         update = weight.grad.add(buffer, alpha=momentum).flatten(1)
-        scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-        weight.add_(orthogonalised(update).view_as(weight), alpha=-rate * scale)
+        alike.setdefault(tuple(update.shape), []).append((weight, update))
+    for (outputs, inputs), members in alike.items():
+        scale = max(1.0, outputs / inputs) ** 0.5
+        # Matrices of one shape go together: many small products cost more than a few large ones.
+        updates = orthogonalised(torch.stack([update for _, update in members]))
+        for (weight, _), update in zip(members, updates, strict=True):
+            weight.add_(update.view_as(weight), alpha=-rate * scale)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and all singular values about 1."""
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Matrices [..., out, in] with the same singular vectors and all singular values about 1."""
     a, b, c = _QUINTIC
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = x / (x.norm() + 1e-12)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
     for _ in range(_ROUNDS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.T
+    return x if wide else x.mT

@@ -26,7 +26,7 @@ from mmpl.train.start import start_transformer, start_vae
 from mmpl.train.vae_loss import VAETraining, detail, motion, segments, stills, vae_loss
 from mmpl.train.vocabulary import make_tokenizer
 from mmpl.wan.config import VAEConfig
-from mmpl.wan.dit import dit_from_flat, dit_shapes
+from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_from_flat, dit_shapes
 from mmpl.wan.params import tree_map
 from mmpl.wan.text import text_from_flat, text_shapes
 from mmpl.wan.tokenizer import Tokenizer
@@ -104,7 +104,9 @@ def dit_recipe(steps: int | None = None) -> Recipe:
     return DIT_RECIPE if steps is None else replace(DIT_RECIPE, steps=steps)
 
 
-def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
+def train_dit(
+    runs: Path, recipe: Recipe = DIT_RECIPE, *, engine: Engine = DEFAULT_ENGINE
+) -> Iterator[Progress]:
     """The transformer and its text encoder on the encoded clips."""
     data, config = _data(runs)
     tokenizer = Tokenizer(make_tokenizer())
@@ -112,7 +114,7 @@ def train_dit(runs: Path, recipe: Recipe = DIT_RECIPE) -> Iterator[Progress]:
     start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(tiny.DIT), 0).items()}
     start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(text_config), 1).items()}
     training = tiny.dit_training(DIT_FRAMES)
-    loss = dit_loss(tiny.DIT, text_config, tokenizer, data, training)
+    loss = dit_loss(tiny.DIT, text_config, tokenizer, data, training, engine=engine)
     setting = {
         "network": (tiny.DIT, text_config),
         "training": training,
