@@ -108,7 +108,8 @@ def train(
     updated in place, and on the step alone. `setting` names whatever else the result depends on
     (networks, data), as values whose `repr` says all of it. The folder gets recipe.json (recipe
     and setting), log.jsonl and one state file (weights, EMA, optimizer, step), replaced
-    atomically. Raises ArgumentError when the folder belongs to another recipe or setting,
+    atomically. A run may go on with another number of steps: its rates then follow the new cosine
+    from where it stands. Raises ArgumentError when the folder belongs to another recipe or setting,
     NumericError on a non-finite loss (the last good state stays).
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -152,18 +153,24 @@ def averaged_weights(run: Path) -> tuple[Weights, int]:
         raise ArgumentError("no checkpoint in this run folder", where=str(run))
     with safe_open(path, framework="pt") as file:
         names = [name[4:] for name in file.keys() if name.startswith("ema.")]  # noqa: SIM118
-        step = int(json.loads(file.metadata()["mmpl"])["step"])
-        return {name: file.get_tensor(f"ema.{name}") for name in names}, step
+        return {name: file.get_tensor(f"ema.{name}") for name in names}, _steps_done(run)
 
 
 def _check_recipe(run: Path, recipe: Recipe, setting: Mapping[str, object]) -> None:
-    """Writes down what the run is made of, or compares it with what was written."""
+    """Writes down what the run is made of, or compares it with what was written.
+
+    Only the number of steps may change from one start to the next: `restarts` then says so.
+    """
     path = run / "recipe.json"
     wanted = asdict(recipe) | {name: repr(value) for name, value in setting.items()}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [n for n in wanted.keys() | found.keys() if found.get(n) != wanted.get(n)]
-        if changed:
+        restarts = found.pop("restarts", [])
+        changed = {n for n in wanted.keys() | found.keys() if found.get(n) != wanted.get(n)}
+        if changed == {"steps"}:
+            restarts.append({"steps": found["steps"], "until": _steps_done(run)})
+            wanted["restarts"] = restarts
+        elif changed:
             raise ArgumentError(
                 "this run was started with another recipe",
                 where=str(path),
@@ -171,9 +178,18 @@ def _check_recipe(run: Path, recipe: Recipe, setting: Mapping[str, object]) -> N
                 wanted=", ".join(f"{n} {_short(found, n)}" for n in sorted(changed)),
                 todo="use the old values or another folder",
             )
-        return
+        else:
+            return
     content = (json.dumps(wanted, indent=1) + "\n").encode()
     durable.put(path, lambda file: file.write(content))
+
+
+def _steps_done(run: Path) -> int:
+    path = run / STATE_FILE
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        return int(json.loads(file.metadata()["mmpl"])["step"])
 
 
 def _short(values: Mapping[str, object], name: str) -> str:
@@ -242,7 +258,7 @@ def _restore(run: Path, state: _State) -> int:
                     part: file.get_tensor(f"optimizer.{part}.{name}")
                     for part in ("step", "exp_avg", "exp_avg_sq")
                 }
-        return int(json.loads(file.metadata()["mmpl"])["step"])
+    return _steps_done(run)
 
 
 def _log(run: Path, step: int, means: dict[str, float]) -> None:

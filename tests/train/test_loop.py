@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_a_run_of_another_setting_is_refused(tmp_path: Path, later: dict[str, ob
     begin({"data": "some"})
     with pytest.raises(ArgumentError, match="another recipe"):
         begin(later)
+
+
+def test_a_run_may_go_on_with_another_number_of_steps(tmp_path: Path) -> None:
+    run_all(tmp_path)
+    run_all(tmp_path, replace(RECIPE, steps=RECIPE.steps + 4))
+    assert averaged_weights(tmp_path)[1] == RECIPE.steps + 4
+    noted = json.loads((tmp_path / "recipe.json").read_text())
+    assert noted["restarts"] == [{"steps": RECIPE.steps, "until": RECIPE.steps}]
+    run_all(tmp_path, replace(RECIPE, steps=RECIPE.steps + 4))
+    assert json.loads((tmp_path / "recipe.json").read_text()) == noted
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
