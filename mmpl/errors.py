@@ -36,6 +36,10 @@ class ArgumentError(MmplError, ValueError):
     exit_code = 2
 
 
+class SchedulingError(MmplError):
+    """A schedule that cannot be carried out: a mistake of this program, not of its user."""
+
+
 class InputError(MmplError):
     """A file given as input is refused: image, video, prompt file."""
 
@@ -51,6 +55,18 @@ class OutputError(MmplError):
     """The output or the disk: not writable, exists, full, or not what was promised."""
 
     exit_code = 4
+
+
+class RankError(MmplError):
+    """Another process of this film is gone; what was finished durably is kept."""
+
+    exit_code = 5
+
+
+class ResumeError(MmplError):
+    """A job folder that cannot be gone on with: it belongs to other settings or weights."""
+
+    exit_code = 6
 
 
 class NumericError(MmplError):

@@ -5,47 +5,68 @@
         match event:
             case Frames(first_frame=first, pixels_FHWC=pixels): ...
 
-A film is planned first, segment after segment: a few keyframes each, whose last two become the
-seeds of the next (paper 3.1). Then each segment is populated and decoded, in order (paper 3.2).
-Nothing here prints, touches global state, or needs files.
+A film is planned, segment after segment: a few keyframes each, whose last two become the seeds of
+the next (paper 3.1). The segments are populated and decoded independently (paper 3.2). A schedule
+says which rank does what, in which order; one rank first plans the whole film. Nothing here prints,
+touches global state, or needs files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmpl import __version__
 from mmpl.checkpoint.bundle import Model
 from mmpl.checkpoint.bundle import load_model as load_model
 from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_dicts
-from mmpl.errors import NumericError
-from mmpl.film.denoise import Context, Network, Sampler, open_context, reset
-from mmpl.film.segment import Latents, Step, group_noise, hand_over, make_groups, stack
+from mmpl.film import runtime
+from mmpl.film.denoise import Context, Network, Sampler, open_context
+from mmpl.film.exchange import GroupExchange, agreed
+from mmpl.film.runtime import (
+    Alone,
+    Made,
+    Pixels,
+    Progress,
+    Studio,
+    carry_out,
+    nothing_finished,
+)
+from mmpl.film.segment import Latents
 from mmpl.film.settings import Film, Request, resolve
-from mmpl.layout.layout import Group
-from mmpl.media.video import to_uint8
-from mmpl.wan import vae
+from mmpl.film.store import Store
+from mmpl.film.team import ALONE, Team, form_team
+from mmpl.layout.mesh import Mesh
+from mmpl.layout.schedule import Costs, Schedule, build_schedule
+from mmpl.layout.work import Work, film_work
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
 from mmpl.wan.ops import natural_precision
 from mmpl.wan.text import encode_prompts
+from mmpl.wan.ulysses import Ulysses
 
 __all__ = [
     "Film",
     "Frames",
+    "Made",
+    "Mesh",
     "Model",
     "Planned",
+    "Ranks",
     "Request",
     "Started",
     "Stepped",
+    "Store",
     "film_of",
     "generate",
+    "job_of",
     "load_model",
     "model_from_state_dicts",
 ]
@@ -62,7 +83,7 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class Stepped:
     """One denoising step done. `phase` is "plan" or "populate", `segment` counts from 0, and
-    `work_done` of `work` frame-steps of the whole film are behind us."""
+    `work_done` of `work` frame-steps that this team has in the film are behind us."""
 
     phase: str
     segment: int
@@ -90,7 +111,24 @@ class Frames:
     pixels_FHWC: NDArray[np.uint8]
 
 
-Event = Started | Stepped | Planned | Frames
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranks:
+    """Several processes that make one film, joined in `group`.
+
+    `mesh` says how they share the work; by default each is a team of its own. `on_wait` is called
+    again and again while this one waits for another.
+    """
+
+    group: dist.ProcessGroup
+    mesh: Mesh | None = None
+    on_wait: Callable[[], None] = lambda: None
+
+
+_VAE_SHARE = (
+    0.05  # of a segment's denoising, for its decode; a hand-over has a quarter of the frames
+)
+
+Event = Started | Stepped | Made | Planned | Frames
 
 
 def film_of(model: Model, request: Request) -> Film:
@@ -104,51 +142,116 @@ def film_of(model: Model, request: Request) -> Film:
 
 
 def generate(
-    model: Model, request: Request, *, attention: str = "auto"
+    model: Model,
+    request: Request,
+    *,
+    attention: str = "auto",
+    ranks: Ranks | None = None,
+    mode: str = "adaptive",
+    order: str | None = None,
+    store: Store | None = None,
 ) -> Generator[Event, None, None]:
     """Makes the film of `request`; yields progress, and frames as they become final, in order.
 
     Works on the device of the model's weights. `attention` names a backend, see
-    `mmpl.wan.attention`. Raises ArgumentError for a request that cannot be and NumericError for
-    latents that are not finite; the caller may stop between any two events.
+    `mmpl.wan.attention`. With `ranks` every process of the group calls this with equal arguments:
+    each does its part, and rank 0 yields the frames. `mode` and `order` are those of
+    `build_schedule`; by default one team plans first and several hurry to the film. With a `store`
+    (see `job_of`), shared by all ranks, what is finished is kept and not made again. Latents and
+    frames are the same bits for any number of ranks, mode, order and interruption; only with
+    Ulysses, which divides the sequence, they differ by rounding.
+
+    Raises ArgumentError for a request that cannot be, NumericError for latents that are not
+    finite, RankError when another rank is gone. The caller may stop between any two events.
     """
     film = film_of(model, request)
-    device = model.dit.head.head.weight.device
-    attention, backend = resolve_attention(attention, device, _compute(model))
-    network = Network(model.dit, model.dit_config, Engine(attention=backend))
+    mesh = Mesh(1) if ranks is None else ranks.mesh or Mesh(dist.get_world_size(ranks.group))
+    team, teams = ALONE, mesh.teams
+    if ranks is not None:
+        branches = 1 if film.guidance_scale == 1.0 else 2
+        team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
+    studio, attention = _studio(model, film, attention, team)
     yield Started(film, attention)
 
-    context = _open(model, film, network)
-    sampler = Sampler(
-        film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale
+    work = film_work(film.layout, film.chain, film.frames)
+    order = order or ("plan_first" if teams == 1 else "film_first")
+    done = frozenset() if store is None else store.finished(work)
+    if ranks is not None:
+        done = agreed(done, work, ranks.group)
+    plan = build_schedule(work, teams, _costs(film), mode=mode, order=order, done=done)
+    exchange = Alone()
+    if ranks is not None:
+        shape = studio.latent_shape
+        exchange = GroupExchange(ranks.group, team, film, plan, shape, on_wait=ranks.on_wait)
+    finished = nothing_finished if store is None else store.get
+    events = carry_out(studio, plan, team.index, exchange, finished, decodes=team.leads)
+    if store is not None and team.leads:
+        events = _keeping(store, events)
+    if isinstance(exchange, GroupExchange):
+        events = exchange.gather(events)
+    progress, plans, reel = _Progress(film, plan, team.index), _Plans(film, work), _Reel()
+    for event in events:
+        match event:
+            case Progress():
+                yield progress.count(event)
+            case Made():
+                yield event
+                yield from plans.enter(event)
+            case Pixels():
+                yield from reel.enter(event)
+
+
+def job_of(model: Model, film: Film) -> dict[str, object]:
+    """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
+    settings = {field.name: getattr(film, field.name) for field in fields(film)}
+    settings |= {"layout": film.layout.name, "chain": repr(film.chain)}
+    versions = {"mmpl": __version__, "torch": str(torch.__version__)}
+    threads = torch.get_num_threads()
+    device = model.dit.head.head.weight.device.type
+    dtype = str(model.dit.blocks[0].ffn_in.weight.dtype)
+    return settings | versions | {
+        "weights": dict(model.digests), "device": device, "dtype": dtype, "threads": threads
+    }  # fmt: skip
+
+
+def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.Event]:
+    """The events; what is made is durable before anybody hears of it."""
+    for event in events:
+        if isinstance(event, Made) and event.z_BCTHW is not None:
+            store.put(event.task, event.z_BCTHW)
+        yield event
+
+
+def _studio(model: Model, film: Film, attention: str, team: Team) -> tuple[Studio, str]:
+    """The model made ready for one film, and the attention backend that was taken."""
+    device = model.dit.head.head.weight.device
+    compute = natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
+    attention, backend = resolve_attention(attention, device, compute)
+    ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
+    engine = Engine(attention=backend, ulysses=ulysses)
+    network = Network(model.dit, model.dit_config, engine, team.pair)
+    stride = model.vae_config.spatial_stride
+    latent_shape = (model.vae_config.z_dim, film.height // stride, film.width // stride)
+    studio = Studio(
+        film,
+        network,
+        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
+        _open(model, film, network, latent_shape[1:], device),
+        model.vae,
+        model.vae_config,
+        latent_shape,
+        device,
     )
-    progress = _Progress(film)
-    plans: list[Latents] = []
-    seeds: Latents = {}
-    for segment in range(film.segments):
-        groups = film.planning(segment)
-        latents = yield from progress.follow(
-            "plan", segment, _make(model, film, segment, groups, network, context, seeds, sampler)
-        )
-        yield Planned(segment, latents)
-        plans.append(latents)
-        if segment + 1 < film.segments:
-            seeds = hand_over(model.vae, model.vae_config, film.chain, latents)
-    for segment, plan in enumerate(plans):
-        groups = film.populating(segment)
-        latents = yield from progress.follow(
-            "populate",
-            segment,
-            _make(model, film, segment, groups, network, context, plan, sampler),
-        )
-        yield from _decode(model, film, segment, latents)
+    return studio, attention
 
 
-def _compute(model: Model) -> torch.dtype:
-    return natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
-
-
-def _open(model: Model, film: Film, network: Network) -> Context:
+def _open(
+    model: Model,
+    film: Film,
+    network: Network,
+    latent_size: tuple[int, int],
+    device: torch.device,
+) -> Context:
     """Texts and empty caches; one branch without guidance, two with it."""
     prompts = [film.prompt]
     if film.guidance_scale != 1.0:
@@ -161,83 +264,73 @@ def _open(model: Model, film: Film, network: Network) -> Context:
             encode_context(model.dit, model.dit_config, [text], engine=network.engine)
             for text in embeddings
         )
-    device = model.dit.head.head.weight.device
-    _, height, width = _latent_shape(model, film)
-    return open_context(network, film.layout, texts, latent_size=(height, width), device=device)
+    return open_context(network, film.layout, texts, latent_size=latent_size, device=device)
 
 
-def _make(
-    model: Model,
-    film: Film,
-    segment: int,
-    groups: tuple[Group, ...],
-    network: Network,
-    context: Context,
-    latents: Latents,
-    sampler: Sampler,
-) -> Generator[Step, None, dict[int, Tensor]]:
-    device = model.dit.head.head.weight.device
-    shape = _latent_shape(model, film)
-    return make_groups(
-        network,
-        film.layout,
-        groups,
-        reset(context),
-        latents,
-        sampler,
-        lambda group: group_noise(film, segment, group, shape, device),
-    )
-
-
-def _latent_shape(model: Model, film: Film) -> tuple[int, int, int]:
-    stride = model.vae_config.spatial_stride
-    return model.vae_config.z_dim, film.height // stride, film.width // stride
+def _costs(film: Film) -> Costs:
+    """What the tasks cost in proportion: frame-steps, and a little for the VAE."""
+    make = {g.name: float(film.steps * len(g.frames)) for g in film.layout.groups}
+    refresh = {g.name: float(len(g.frames)) for g in film.layout.groups}
+    whole = sum(make.values())
+    return Costs(make, refresh, hand_over=_VAE_SHARE * whole / 4, decode=_VAE_SHARE * whole)
 
 
 class _Progress:
-    """Counts frame-steps over the whole film, for an ETA that knows what is still to come."""
+    """Counts this rank's frame-steps over the whole film, for an ETA."""
 
-    def __init__(self, film: Film) -> None:
-        groups = [g for s in range(film.segments) for g in film.groups(s) if _denoised(film, s, g)]
-        self._work = film.steps * sum(len(group.frames) for group in groups)
+    def __init__(self, film: Film, plan: Schedule, team: int) -> None:
         self._frames = {group.name: len(group.frames) for group in film.layout.groups}
+        makes = [o.group for o in plan.operations[team] if o.kind == "make"]
+        self._work = film.steps * sum(self._frames[name] for name in makes)
+        self._planning = {task.group for task in plan.work.planning}
         self._done = 0
 
-    def follow(
-        self, phase: str, segment: int, making: Generator[Step, None, dict[int, Tensor]]
-    ) -> Generator[Stepped, None, dict[int, Tensor]]:
-        """Passes on the steps of one segment, with their place in the whole."""
-        try:
-            while True:
-                step = next(making)
-                self._done += self._frames[step.group]
-                yield Stepped(
-                    phase, segment, step.group, step.step, step.steps, self._done, self._work
-                )
-        except StopIteration as end:
-            return end.value
-        except NumericError as error:
-            raise NumericError(
-                error.what, where=f"segment {segment + 1}, {error.where}", todo=error.todo
-            ) from error
+    def count(self, event: Progress) -> Stepped:
+        step = event.step
+        self._done += self._frames[step.group]
+        phase = "plan" if step.group in self._planning else "populate"
+        return Stepped(
+            phase, event.segment, step.group, step.step, step.steps, self._done, self._work
+        )
 
 
-def _denoised(film: Film, segment: int, group: Group) -> bool:
-    return segment == 0 or any(frame >= film.chain.seeds for frame in group.frames)
+class _Plans:
+    """The keyframes made on this rank, by segment."""
 
+    def __init__(self, film: Film, work: Work) -> None:
+        self._film = film
+        self._latents: dict[int, dict[int, Tensor]] = {}
+        self._open: dict[int, set[str]] = {}
+        for task in work.planning:
+            self._open.setdefault(task.segment, set()).add(task.group)
 
-def _decode(model: Model, film: Film, segment: int, latents: Latents) -> Iterator[Frames]:
-    """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
-    start, stop = film.kept(segment)
-    state, frame = None, 0
-    for latent in sorted(latents):
-        if frame >= stop:
+    def enter(self, made: Made) -> Iterator[Planned]:
+        """Notes what was made; yields the plan of a segment once all of it is there."""
+        task, z_BCTHW = made.task, made.z_BCTHW
+        if z_BCTHW is None:
             return
-        with torch.no_grad():
-            z_BCTHW = stack(latents, [latent]).float()
-            video_BCFHW, state = vae.decode(model.vae, model.vae_config, z_BCTHW, state)
-        kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
-        if kept_CFHW.shape[1]:
-            first = film.chain.step * segment + max(start, frame)
-            yield Frames(segment, first, to_uint8(kept_CFHW))
-        frame += video_BCFHW.shape[2]
+        seeds = task.kind == "hand_over"
+        segment = task.segment + seeds
+        frames = range(self._film.chain.seeds)
+        if not seeds:
+            frames = self._film.layout.group(task.group).frames
+        self._latents.setdefault(segment, {}).update(zip(frames, z_BCTHW.unbind(2), strict=True))
+        if task.group in self._open.get(segment, ()):
+            self._open[segment].remove(task.group)
+            if not self._open[segment]:
+                yield Planned(segment, self._latents.pop(segment))
+
+
+class _Reel:
+    """Frames in the order of the film; what comes early waits."""
+
+    def __init__(self) -> None:
+        self._next_frame = 0
+        self._early: dict[int, Pixels] = {}
+
+    def enter(self, pixels: Pixels) -> Iterator[Frames]:
+        """Takes in frames; yields all that are next."""
+        self._early[pixels.first_frame] = pixels
+        while (piece := self._early.pop(self._next_frame, None)) is not None:
+            self._next_frame += len(piece.pixels_FHWC)
+            yield Frames(piece.segment, piece.first_frame, piece.pixels_FHWC)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError, NumericError
 from mmpl.film.denoise import Network, Sampler, open_context
-from mmpl.film.segment import Latents, group_noise, hand_over, make_groups, stack
+from mmpl.film.segment import Latents, group_noise, hand_over, stack
 from mmpl.generate import Film, Frames, Model, Planned, Request, Started, Stepped, film_of, generate
 from mmpl.media.video import to_uint8
 from mmpl.wan import vae
@@ -21,6 +21,7 @@ from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
 from mmpl.wan.params import tree_map
 from mmpl.wan.text import encode_prompts
+from tests.segments import make_segment
 from tests.small import CHANNELS, small_model
 
 PROMPT = "red circle moves right"
@@ -107,20 +108,14 @@ def by_hand(model: Model, film: Film, segment: int, seeds: Latents) -> Latents:
         )
         for text in (film.prompt, film.negative_prompt)
     )
-    making = make_groups(
+    return make_segment(
         network,
         film.layout,
-        film.layout.groups,
         open_context(network, film.layout, texts, latent_size=(4, 4)),
         seeds,
         Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
         lambda group: group_noise(film, segment, group, (CHANNELS, 4, 4)),
     )
-    while True:
-        try:
-            next(making)
-        except StopIteration as end:
-            return end.value
 
 
 def test_frame_rates_up_to_240(model: Model) -> None:

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
+from mmpl.layout.mesh import Mesh
 from mmpl.layout.presets import PRESETS
+from mmpl.layout.schedule import MODES, ORDERS
 from mmpl.layout.timeline import SEEDINGS
 
 ATTENTION = ("auto", "flash3", "cudnn", "flash2", "sdpa")
@@ -24,7 +26,9 @@ _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _HELP = ("-h", "--help")
 
 FILM, SAMPLING, PLANNING = "film", "sampling", "planning"
-MODEL, MACHINE, FILES, OTHER = "model", "machine", "files", "messages and help"
+MODEL, MACHINE, RANKS = "model", "machine", "several processes for one film"
+FILES, DRY, OTHER = "files", "prediction", "messages and help"
+LINKS = ("nvlink", "pcie")
 JOB_GROUPS = (FILM, SAMPLING, PLANNING, MODEL, MACHINE)  # what a job file can hold
 
 
@@ -98,6 +102,24 @@ def _duration(text: str) -> float:
 def _size(text: str) -> tuple[int, int]:
     width, height = re.split(r"[x*×]", text.lower())
     return int(width), int(height)
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(set(numbers)) != len(numbers) or min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def _mesh(text: str) -> Mesh | None:
+    if text == "auto":
+        return None
+    teams, cfg, ulysses = (int(part) for part in text.lower().split("x"))
+    return Mesh(teams, cfg, ulysses)
+
+
+def _seconds(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _device(text: str) -> str:
@@ -203,6 +225,31 @@ FLAGS = (
         "attention", MACHINE, "NAME", ", ".join(ATTENTION), **_one_of(*ATTENTION), default="auto",
     ),
     Flag("threads", MACHINE, "N", "CPU threads", **_WHOLE, default="all cores"),
+    Flag("ranks", RANKS, "N", "processes on the CPU", **_WHOLE, default="1"),
+    Flag(
+        "gpus", RANKS, "LIST", "one process on each of these GPUs", _gpus,
+        "numbers of GPUs, as in 0,1,2",
+    ),
+    Flag(
+        "schedule", RANKS, "NAME", "who makes what: " + ", ".join(MODES), **_one_of(*MODES),
+        default="adaptive",
+    ),
+    Flag(
+        "order", RANKS, "NAME", "what comes first, the storyboard or the film: "
+        + ", ".join(ORDERS), **_one_of(*ORDERS), default="plan_first on one, film_first on several",
+    ),
+    Flag(
+        "parallel", RANKS, "MESH", "teams x cfg x ulysses, as in 2x2x1; auto: by the cost model",
+        _mesh, "auto, or three numbers as in 2x2x1", "every process a team",
+    ),
+    Flag(
+        "rank_timeout", RANKS, "TIME", "a process silent for this long, and 20 of its steps, is "
+        "given up", _duration, "seconds, as in 60", "60s",
+    ),
+    Flag(
+        "job_dir", FILES, "FOLDER", "keeps what is finished, for the same command to go on from",
+        default="with several processes OUTPUT.job, removed with success",
+    ),
     Flag(
         "output", FILES, "FILE", "an mp4 file", default="film.mp4", aliases=("save_file",),
     ),
@@ -216,6 +263,21 @@ FLAGS = (
         "output", bare="",
     ),
     Flag("no_metadata", FILES, "", "do not store the settings in the film"),
+    Flag("dry_run", DRY, "", "print what the film would take, and make nothing"),
+    Flag("json", DRY, "", "as one JSON object"),
+    Flag("gantt", DRY, "FILE.svg", "draw the schedule"),
+    Flag(
+        "stage_seconds", DRY, "LIST", "measured seconds of each group, in the layout's order",
+        _seconds, "seconds of each group, as in 25,109,113,148", "by a cost model",
+    ),
+    Flag(
+        "tflops", DRY, "X", "what one process achieves, in 10^12 operations a second", **_NUMBER,
+        default="350, the paper's",
+    ),
+    Flag(
+        "link", DRY, "NAME", "between processes: " + ", ".join(LINKS), **_one_of(*LINKS),
+        default="nvlink",
+    ),
     Flag("examples", OTHER, "", "print prompts that work with the model"),
     Flag("quiet", OTHER, "", "print only errors and, at the end, the path of the film"),
     Flag("debug", OTHER, "", "print a traceback with an error"),
@@ -258,7 +320,9 @@ def _parser(defaults: Defaults | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    groups = {name: parser.add_argument_group(name) for name in (*JOB_GROUPS, FILES, OTHER)}
+    groups = {
+        name: parser.add_argument_group(name) for name in (*JOB_GROUPS, RANKS, FILES, DRY, OTHER)
+    }
     for flag in FLAGS:
         for name in (flag.name, *flag.aliases):
             shown = _described(flag, defaults) if name == flag.name else argparse.SUPPRESS

@@ -18,11 +18,12 @@ from typing import Any
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, job
+from mmpl.cli import arguments, job, ranks
 from mmpl.cli.shell import Console, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, MmplError
 from mmpl.film.settings import Film
-from mmpl.media.durable import check_writable
+from mmpl.layout.mesh import Mesh, check_mesh
+from mmpl.media.durable import check_writable, sweep
 from mmpl.train.grammar import unknown_words
 
 NAME = "mmpl-gen"
@@ -30,6 +31,8 @@ EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 OUTPUT = "film.mp4"
 RANDOM_SEEDS = 2**31  # few enough digits to be typed
 MOST_THREADS = 1024
+MOST_RANKS = 256
+PATIENCE_S = 60.0
 BYTES_PER_PIXEL = 0.02  # of H.264 at this quality and busy pictures
 
 
@@ -46,31 +49,51 @@ def _command(argv: list[str], console: Console) -> int:
     if "version" in given:
         print_result(_version())
         return 0
-    console.quiet = "quiet" in given
+    here = ranks.place()
+    console.quiet = "quiet" in given or (here is not None and here.rank > 0)
     record = job.read_record(given["config"]) if "config" in given else job.Record({}, {}, {})
-    settings = job.merge(given, record.settings)
+    settings = {**job.merge(given, record.settings), **(here.settings if here else {})}
     if "examples" in given:
         _print_examples(settings, console)
         return 0
-    return _make(settings, record, console)
+    if "dry_run" in settings:
+        return _predict(settings, console)
+    return _make(settings, record, here, argv, console)
 
 
-def _make(settings: Mapping[str, Any], record: job.Record, console: Console) -> int:
+def _predict(settings: Mapping[str, Any], console: Console) -> int:
+    """What the film would take; a prompt and a seed do not matter."""
+    from mmpl.cli import dry_run
+
+    request = job.request_of({"prompt": "any", **settings}, 0)
+    folder, _ = _model_folder(settings)
+    film = job.film_for(request, folder)
+    dry_run.show(dry_run.plan_of(film, folder, settings), settings, console)
+    return 0
+
+
+def _make(
+    settings: Mapping[str, Any],
+    record: job.Record,
+    here: ranks.Place | None,
+    argv: list[str],
+    console: Console,
+) -> int:
     from mmpl.media.video import check_size  # takes a moment that --help need not wait for
 
-    seed = settings.get("seed", -1)
-    request = job.request_of(settings, secrets.randbelow(RANDOM_SEEDS) if seed == -1 else seed)
+    request = job.request_of(settings, _seed(settings, here))
+    devices = _devices(settings) if here is None else []
     machine = _machine(settings)
     folder, model = _model_folder(settings)
     film = job.film_for(request, folder)
     check_size(film.width, film.height)
     output = settings.get("output", OUTPUT)
-    exists = check_writable(output, overwrite=True)
+    exists = (here is None or here.rank == 0) and check_writable(output, overwrite=True)
     if not output.lower().endswith(".mp4"):
         raise ArgumentError(
             "films are written as mp4", got=repr(output), wanted="a name ending in .mp4"
         )
-    if exists and "overwrite" not in settings:
+    if exists and "overwrite" not in settings and here is None:
         made = job.require_made(output, film, folder, settings)
         console.say(
             f"{printable(output)} is complete already, with these settings and seed "
@@ -79,10 +102,29 @@ def _make(settings: Mapping[str, Any], record: job.Record, console: Console) -> 
         )
         print_result(output)
         return 0
-    if "log" in settings:
+    if "log" in settings and (here is None or here.rank == 0):
         console.open_log(_log_path(settings["log"], output))
-    _warn_of_words(film.prompt, folder.defaults, console)
-    _warn_of_space(film, output, console)
+    if here is None:
+        _warn_of_words(film.prompt, folder.defaults, console)
+        _warn_of_space(film, output, console)
+    if devices:
+        devices = _useful(devices, film, console) if "parallel" not in settings else devices
+        job_dir = settings.get("job_dir", f"{output}.job")
+        threads = settings.get("threads", max(1, _cores() // len(devices)))
+        mesh = _mesh(settings, film, folder, len(devices))
+        ranks.supervise(
+            argv,
+            {"seed": film.seed, "job_dir": job_dir, "threads": threads},
+            devices[: mesh.ranks],
+            mesh,
+            patience_s=settings.get("rank_timeout", PATIENCE_S),
+            clean=lambda: sweep(output),
+            console=console,
+        )
+        if "job_dir" not in settings:
+            shutil.rmtree(job_dir, ignore_errors=True)
+        print_result(output)
+        return 0
 
     from mmpl.cli.make import Order, make  # torch comes with it
 
@@ -96,10 +138,72 @@ def _make(settings: Mapping[str, Any], record: job.Record, console: Console) -> 
         keep_metadata="no_metadata" not in settings,
         weights=record.weights,
         program=_program(),
+        job_dir=settings.get("job_dir"),
+        schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
+        place=here,
+        mesh=None if here is None else _mesh(settings, film, folder, here.ranks),
     )
     make(order, console)
-    print_result(output)
+    if here is None or here.rank == 0:
+        print_result(output)
     return 0
+
+
+def _seed(settings: Mapping[str, Any], here: ranks.Place | None) -> int:
+    seed = settings.get("seed", -1)
+    if seed != -1:
+        return seed
+    if here is not None:
+        raise ArgumentError(
+            "several processes need one seed", got="a random one for each", todo="give --seed"
+        )
+    return secrets.randbelow(RANDOM_SEEDS)
+
+
+def _devices(settings: Mapping[str, Any]) -> list[str]:
+    """The devices of the processes to start; none where this process makes the film itself."""
+    number, gpus = settings.get("ranks"), settings.get("gpus")
+    if number is not None and gpus is not None:
+        raise ArgumentError("--ranks are on the CPU and --gpus are not", wanted="one of them")
+    if gpus is not None:
+        return [f"cuda:{index}" for index in gpus]
+    if number is not None and not 1 <= number <= MOST_RANKS:
+        raise ArgumentError("ranks is out of range", got=number, wanted=f"1 to {MOST_RANKS}")
+    if number is not None and settings.get("device", "cpu") not in ("auto", "cpu"):
+        raise ArgumentError("--ranks are on the CPU", got=f"--device {settings['device']}")
+    return ["cpu"] * number if number is not None and number > 1 else []
+
+
+def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
+    """No more of them than the film can keep busy."""
+    most = 2 * film.segments  # each segment has two groups to populate at once, at most
+    if len(devices) <= most:
+        return devices
+    console.warn(
+        f"{len(devices)} processes are more than {_counted(film.segments)} can use: "
+        f"going on with {most}"
+    )
+    return devices[:most]
+
+
+def _mesh(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number: int) -> Mesh:
+    """How `number` processes share the work; by the cost model it may be fewer of them."""
+    mesh = settings.get("parallel", Mesh(number))
+    if mesh is None:
+        from mmpl.cli import dry_run
+
+        wanted = {**settings, "ranks": number, "parallel": None}
+        return dry_run.predict(dry_run.plan_of(film, folder, wanted)).mesh
+    if mesh.ranks != number:
+        raise ArgumentError(
+            "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
+        )
+    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
+    return mesh
+
+
+def _counted(segments: int) -> str:
+    return f"{segments} segment{'' if segments == 1 else 's'}"
 
 
 def _model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
@@ -198,3 +302,7 @@ def _program() -> str:
     """This command as it was typed, for messages that are to be copied."""
     typed = sys.argv[0]
     return shlex.quote(typed) if os.path.basename(typed) == NAME else NAME
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,12 +15,24 @@ import torch
 
 from mmpl import __version__
 from mmpl.checkpoint.folder import ModelFolder
+from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes, film_settings
 from mmpl.cli.progress import Progress, header, summary
+from mmpl.cli.ranks import Place
 from mmpl.cli.shell import Console
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film, Request
-from mmpl.generate import Event, Frames, Model, Started, generate, load_model
+from mmpl.generate import (
+    Event,
+    Frames,
+    Mesh,
+    Model,
+    Started,
+    Store,
+    generate,
+    job_of,
+    load_model,
+)
 from mmpl.media.video import VideoWriter
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.tokenizer import clean_prompt
@@ -32,7 +44,8 @@ class Order:
 
     `model` holds the flags model_path and checkpoint as given, `machine` device, dtype, attention
     and threads as wanted. `weights` are the digests of the film that a job file is about.
-    `program` is the command as it was typed.
+    `program` is the command as it was typed. `schedule` holds the flags schedule and order as
+    given. `place`: which of several processes this is, in which `mesh`.
     """
 
     request: Request
@@ -44,6 +57,10 @@ class Order:
     keep_metadata: bool
     weights: Mapping[str, Any]
     program: str
+    job_dir: str | None
+    schedule: Mapping[str, str]
+    place: Place | None
+    mesh: Mesh | None
 
 
 def make(order: Order, console: Console) -> None:
@@ -51,8 +68,11 @@ def make(order: Order, console: Console) -> None:
     try:
         seconds, engine = _make(order, console)
     except BaseException as error:
-        error.add_note(f"{order.output} was not written")
+        kept = f", what is finished is in {order.job_dir}" if order.job_dir else ""
+        error.add_note(f"{order.output} was not written{kept}")
         raise
+    if order.place is not None and order.place.rank > 0:
+        return
     again = command(order.film, order.folder.defaults, {**order.model, **engine}, order.output)
     on_gpu = engine["device"] != "cpu"
     console.say(
@@ -69,7 +89,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     """Seconds per phase, and the device, dtype, attention and threads that were taken."""
     start = time.monotonic()
     torch.set_num_threads(order.machine["threads"])
-    device = _device(order.machine["device"])
+    device = _device(order.machine["device"], order.place)
+    crew = None if order.place is None else Crew(order.place, device)
     dtype = _dtype(order.machine["dtype"], device)
     attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
     model = load_model(
@@ -81,7 +102,15 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
-    events = generate(model, order.request, attention=attention)
+    events = generate(
+        model,
+        order.request,
+        attention=attention,
+        ranks=None if crew is None else crew.join(model, order.film, order.mesh),
+        mode=order.schedule.get("schedule", "adaptive"),
+        order=order.schedule.get("order"),
+        store=None if order.job_dir is None else Store(order.job_dir, job_of(model, order.film)),
+    )
     started = next(events)
     assert isinstance(started, Started)
     engine = {
@@ -90,7 +119,13 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
         "attention": attention,
         "threads": order.machine["threads"],
     }
-    console.say(header(started.film, model, engine, source=_source(order)))
+    if crew is not None:
+        events = crew.follow(events)
+    if order.place is not None and order.place.rank > 0:
+        for _ in events:
+            pass
+        return {}, engine
+    console.say(header(started.film, model, engine, source=_source(order), ranks=_ranks(order)))
     return {"load": loaded} | _write(order, started.film, events, model, engine, console), engine
 
 
@@ -131,9 +166,14 @@ def _metadata(order: Order, film: Film, model: Model, engine: Mapping[str, Any])
     }
 
 
-def _device(name: str) -> torch.device:
+def _ranks(order: Order) -> int:
+    return 1 if order.place is None else order.place.ranks
+
+
+def _device(name: str, place: Place | None) -> torch.device:
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(("cuda" if cards else "cpu") if name == "auto" else name)
+    own = "cuda" if place is None else f"cuda:{place.local_rank}"
+    device = torch.device((own if cards else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= cards:
         raise ArgumentError(
             "there is no such GPU, or torch cannot use it",

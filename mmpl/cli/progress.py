@@ -203,13 +203,16 @@ class Progress:
             error.add_note(f"at {self.meter.view().where}")
 
 
-def header(film: Film, model: Model, engine: Mapping[str, Any], source: str) -> str:
+def header(
+    film: Film, model: Model, engine: Mapping[str, Any], *, source: str, ranks: int = 1
+) -> str:
     """What will be made, by what. `engine`: device, dtype, attention, threads."""
     dit = model.dit_config
     rows = {
         "model": f"{source}, transformer of {dit.num_layers} layers, {dit.dim} wide",
         "machine": f"{engine['device']}, {engine['dtype']}, {engine['attention']} attention, "
-        + _counted(engine["threads"], "thread"),
+        + _counted(engine["threads"], "thread")
+        + (f", {ranks} processes with as much each" if ranks > 1 else ""),
         "film": f"{film.frames} frames of {film.width}x{film.height} at {film.fps} fps "
         f"({film.frames / film.fps:.2f} s) in {_counted(film.segments, 'segment')}",
         "planning": f"{film.layout.name}, {film.seeding} seeding, noise {film.noise}",

@@ -6,6 +6,7 @@ raises into one line and the exit code of that error. No torch here.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ from typing import TextIO
 from mmpl.errors import MmplError, OutOfMemoryError, OutputError
 from mmpl.media.durable import output_error
 
+REPORT = "MMPL_REPORT"  # the file in which a process tells its parent why it failed
 _BOUNCE_S = 2.0  # signals repeated within this time are one wish to stop, not two
 
 
@@ -98,10 +100,20 @@ def run(
             _to_stderr("".join(traceback.format_exception(error)).rstrip())
         # A library may have turned a signal into an error of its own.
         code, text = explain(stops[0] if stops else error)
-        console.fail(text)
+        if REPORT in os.environ:
+            console.log(text)
+            _report(code, text)
+        else:
+            console.fail(text)
         return code
     finally:
         console.close()
+
+
+def _report(code: int, text: str) -> None:
+    """For the parent, which has the last word on the terminal."""
+    with suppress(OSError), open(os.environ[REPORT], "w", encoding="utf-8") as file:
+        json.dump({"code": code, "text": text.removeprefix("error: ")}, file)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

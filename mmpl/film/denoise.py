@@ -11,6 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmpl.errors import NumericError
@@ -25,11 +26,26 @@ from mmpl.wan.rope import rope_table
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The transformer and how its arithmetic is done."""
+    """The transformer and how its arithmetic is done. With `guidance_pair` this rank and another
+    take one branch of guidance each."""
 
     params: DiTParams
     config: DiTConfig
     engine: Engine
+    guidance_pair: dist.ProcessGroup | None = None
+
+    @property
+    def branch(self) -> int | None:
+        """The one branch of guidance that this rank takes; None if it takes all."""
+        return None if self.guidance_pair is None else dist.get_rank(self.guidance_pair)
+
+    def of_all_branches(self, own: list[Tensor]) -> list[Tensor]:
+        """The velocities of all branches, from those of the ones taken here."""
+        if self.guidance_pair is None:
+            return own
+        both = [torch.empty_like(own[0]) for _ in range(dist.get_world_size(self.guidance_pair))]
+        dist.all_gather(both, own[0].contiguous(), group=self.guidance_pair)
+        return both
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +59,8 @@ class Branch:
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What a segment has committed so far. `branches` is (with prompt,) or (with prompt, with
-    negative prompt); all passes of a segment go through both."""
+    negative prompt), or that of the two which is taken here; all passes of a segment go through
+    all of them."""
 
     slots: SlotPlan
     branches: tuple[Branch, ...]
@@ -67,15 +84,17 @@ def open_context(
     batch: int = 1,
     device: torch.device | str = "cpu",
 ) -> Context:
-    """An empty context with one branch per text. `latent_size`: rows and columns of the latent."""
+    """An empty context with one branch per text, or with the one that `network` takes.
+    `latent_size`: rows and columns of the latent."""
     slots = slot_plan(layout)
     branches = []
-    for text in texts:
+    for text in texts if network.branch is None else (texts[network.branch],):
         cache = kv_allocate(
             network.config,
             batch=batch,
             slots=slots.slots,
             frame_tokens=network.config.frame_tokens(*latent_size),
+            ranks=network.engine.ranks,
             dtype=text.k_IBJNK.dtype,
             device=device,
         )
@@ -114,7 +133,8 @@ def denoise(
     """
     x_BCTHW, state = noise_BCTHW, SolverState()
     for index, timestep in enumerate(sampler.schedule.timesteps):
-        v_BCTHW, *others = velocities(network, context, group, x_BCTHW, timestep)
+        found = velocities(network, context, group, x_BCTHW, timestep)
+        v_BCTHW, *others = network.of_all_branches(found)
         for other_BCTHW in others:
             v_BCTHW = guided(v_BCTHW, other_BCTHW, sampler.guidance_scale)
         x_BCTHW, state = step(sampler.solver, sampler.schedule, index, v_BCTHW, x_BCTHW, state)
@@ -132,7 +152,7 @@ def denoise(
 def velocities(
     network: Network, context: Context, group: Group, x_BCTHW: Tensor, timestep: float
 ) -> list[Tensor]:
-    """One velocity per branch, for the frames of `group` ascending, all at one timestep.
+    """One velocity per branch of `context`, for the frames of `group` ascending, at one timestep.
 
     Each branch is a forward of its own: one fixed shape, one set of bits. The tokens run in slot
     order, so that they are written as one range.

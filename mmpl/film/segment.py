@@ -1,4 +1,4 @@
-"""One segment: the groups to make, from given latents and noise, and the hand-over to the next.
+"""One segment: a group made from its context and noise, and the hand-over to the next segment.
 
 Text-to-video, image-to-video and every later segment are the same code: they differ in which
 latents are given and in the layout value.
@@ -6,15 +6,16 @@ latents are given and in the layout value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmpl.errors import NumericError
 from mmpl.film.denoise import Context, Network, Sampler, commit, denoise
 from mmpl.film.settings import Film
-from mmpl.layout.layout import Group, Layout, committed, needed
+from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.timeline import Chain
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
@@ -32,34 +33,31 @@ class Step:
     steps: int
 
 
-def make_groups(
+def make_group(
     network: Network,
     layout: Layout,
-    groups: Iterable[Group],
+    group: Group,
+    refresh: Iterable[str],
     context: Context,
     latents: Latents,
+    noise_BCTHW: Tensor,
     sampler: Sampler,
-    noise_of: Callable[[Group], Tensor],
-) -> Generator[Step, None, dict[int, Tensor]]:
-    """Makes `groups` of a segment in layout order; returns `latents` with theirs added.
+) -> Generator[Step, None, tuple[Tensor, Context]]:
+    """Makes one group; returns its latents z_BCTHW, frames ascending, and the context it leaves.
 
-    `context` must be empty: what the groups see is committed here from `latents`, group by group
-    as it was made, so that a plan made elsewhere or earlier gives the same bits as one made in
-    this call. Groups whose frames are all in `latents` are not made again. `noise_of(group)`:
-    what the group starts from, [B, C, T, H, W], frames ascending. Raises NumericError.
+    First the clean passes of the groups named in `refresh` are done, from `latents`: with what
+    `context` holds, they are all that the group attends to. So a context made here, elsewhere or
+    earlier gives the same bits. `noise_BCTHW`: what the group starts from. Raises NumericError.
     """
-    wanted = tuple(groups)
-    closure = needed(layout, (frame for group in wanted for frame in group.frames))
-    done = dict(latents)
-    todo = tuple(g for g in closure if any(frame not in done for frame in g.frames))
-    kept = committed(layout, _readers(closure, todo))
-    for group in closure:
-        if group in todo:
-            made_BCTHW = yield from _denoised(network, context, group, noise_of(group), sampler)
-            done.update(zip(group.frames, made_BCTHW.unbind(2), strict=True))
-        if group in kept:
-            context = commit(network, context, group, stack(done, group.frames))
-    return done
+    for name in refresh:
+        seen = layout.group(name)
+        context = commit(network, context, seen, stack(latents, seen.frames))
+    made = denoise(network, context, group, noise_BCTHW, sampler)
+    try:
+        while True:
+            yield Step(group.name, next(made), len(sampler.schedule.timesteps))
+    except StopIteration as end:
+        return end.value, context
 
 
 def group_noise(
@@ -98,12 +96,17 @@ def hand_over(
     """The next segment's seeds from this one's keyframes: decode, keep the end, encode again.
 
     Of 21 latent frames [z0, z19, z19, z20] are decoded to 13 pixel frames, of which the last 5
-    are encoded to 2 latents. In float32, always. Source: paper Figure 4, released inference code.
+    are encoded to 2 latents. In float32, always. Raises NumericError. Source: paper Figure 4,
+    released inference code.
     """
     z_BCTHW = stack(latents, chain.handover).float()
     pixels_BCFHW, _ = vae.decode(params, config, z_BCTHW)
     start, stop = chain.handover_frames
     seeds_BCTHW, _ = vae.encode(params, config, pixels_BCFHW[:, :, start:stop].clamp(-1, 1))
+    if not bool(torch.isfinite(seeds_BCTHW).all()):
+        raise NumericError(
+            "the seeds of the next segment are not finite", todo="check the weights of the VAE"
+        )
     return dict(enumerate(seeds_BCTHW.unbind(2)))
 
 
@@ -123,28 +126,6 @@ def hand_over_full_history(
 def stack(latents: Latents, frames: Iterable[int]) -> Tensor:
     """The given latent frames as one z_BCTHW."""
     return torch.stack([latents[frame] for frame in frames], dim=2)
-
-
-def _denoised(
-    network: Network, context: Context, group: Group, noise_BCTHW: Tensor, sampler: Sampler
-) -> Generator[Step, None, Tensor]:
-    made = denoise(network, context, group, noise_BCTHW, sampler)
-    try:
-        while True:
-            yield Step(group.name, next(made), len(sampler.schedule.timesteps))
-    except StopIteration as end:
-        return end.value
-
-
-def _readers(closure: tuple[Group, ...], todo: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Groups that will read a context: those to be made, and the clean passes these rest on."""
-    reading: list[Group] = []
-    seen: set[int] = set()
-    for group in reversed(closure):
-        if group in todo or seen.intersection(group.frames):
-            reading.append(group)
-            seen.update(group.sees)
-    return tuple(reversed(reading))
 
 
 def _frame_noise(

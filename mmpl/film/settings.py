@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
-from mmpl.layout.layout import Group, Layout, needed
+from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import (
     LONGEST_FRAMES,
@@ -20,9 +20,9 @@ from mmpl.layout.timeline import (
     film_frames,
     frames_for_duration,
     kept_frames,
-    needed_latents,
     segments_for,
 )
+from mmpl.layout.work import groups_of, planning_of, populating_of
 
 T = TypeVar("T")
 
@@ -88,17 +88,15 @@ class Film:
 
         The last segment plans the same groups, as far as its kept frames need them.
         """
-        return tuple(
-            g for g in self.groups(segment) if g in needed(self.layout, self.chain.handover)
-        )
+        return planning_of(self.layout, self.chain, self.frames, segment)
 
     def populating(self, segment: int) -> tuple[Group, ...]:
         """The other groups that some kept frame of the segment needs, in layout order."""
-        return tuple(g for g in self.groups(segment) if g not in self.planning(segment))
+        return populating_of(self.layout, self.chain, self.frames, segment)
 
     def groups(self, segment: int) -> tuple[Group, ...]:
         """Every group of the segment that has to run, in layout order."""
-        return needed(self.layout, needed_latents(self.chain, segment, self.frames))
+        return groups_of(self.layout, self.chain, self.frames, segment)
 
     def kept(self, segment: int) -> tuple[int, int]:
         """Half-open range of the segment's own pixel frames that the film shows."""

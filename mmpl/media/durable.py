@@ -101,6 +101,16 @@ def discard(pending: Pending) -> None:
     _remove(pending.temporary)
 
 
+def sweep(path: str | os.PathLike[str]) -> None:
+    """Remove temporary files for `path` that killed processes left. Only for who knows that
+    nobody is writing it; never raises `OSError`."""
+    path = Path(path)
+    with suppress(OSError):
+        for temporary in path.parent.iterdir():
+            if _is_temporary(temporary.name, path.name):
+                _remove(temporary)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """`with replacing(path) as temporary:` the body writes the file `temporary`, which becomes
@@ -175,6 +185,12 @@ def _check_replaceable(
         raise ArgumentError(
             "the file exists", where=where, todo="choose another name or allow overwriting"
         )
+
+
+def _is_temporary(name: str, of: str) -> bool:
+    start, end = f".{of[:40]}.", ".part"
+    middle = name[len(start) : -len(end)]
+    return name.startswith(start) and name.endswith(end) and len(middle) == 16
 
 
 def _remove(temporary: Path) -> None:

@@ -83,14 +83,17 @@ def kv_allocate(
     batch: int,
     slots: int,
     frame_tokens: int,
+    ranks: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> KVCache:
     """An empty cache for `slots` latent frames of `frame_tokens` tokens each.
 
-    `dtype` is the compute format of the passes that will use it (`Precision.compute`).
+    `dtype` is the compute format of the passes that will use it (`Precision.compute`). Of
+    `ranks` that share the passes each keeps its own heads.
     """
-    shape = (config.num_layers, batch, slots * frame_tokens, config.num_heads, config.head_dim)
+    heads = config.num_heads // ranks
+    shape = (config.num_layers, batch, slots * frame_tokens, heads, config.head_dim)
     k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return KVCache(k, v, frame_tokens)
 

@@ -37,6 +37,7 @@ from mmpl.wan.dit_params import dit_shapes as dit_shapes
 from mmpl.wan.ops import Precision, cast, linear
 from mmpl.wan.params import Linear
 from mmpl.wan.rope import rope_table
+from mmpl.wan.ulysses import Ulysses
 
 # ------------------------------------------------------------------------ what a pass is given
 
@@ -77,11 +78,18 @@ class Frames:
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """How the arithmetic is done. `precision=None` computes in the format of the stored weights,
-    with islands of at least float32."""
+    with islands of at least float32. `ulysses`: the ranks that share every pass; such passes have
+    one timestep for all frames, a cache of a rank's own heads, and no mask."""
 
     precision: Precision | None = None
     attention: AttentionBackend = sdpa
     block_fn: BlockFn = block
+    ulysses: Ulysses | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share a pass."""
+        return 1 if self.ulysses is None else self.ulysses.size
 
 
 DEFAULT_ENGINE = Engine()
@@ -133,23 +141,31 @@ def dit(
     """
     precision = _precision(params, engine)
     _check_inputs(config, x_BCTHW, t_BT, context, frames)
-    write, read = _cache_rows(config, x_BCTHW, cache, frames, precision)
+    write, read = _cache_rows(config, x_BCTHW, cache, frames, precision, engine.ranks)
+    rope_L1C2 = _rope(config, x_BCTHW, frames, precision)
+    x_BLD, tokens = patch_embedding(params, config, x_BCTHW, precision), len(rope_L1C2)
+    if engine.ulysses is not None:
+        own = engine.ulysses.rows(tokens)
+        x_BLD, rope_L1C2, t_BT = x_BLD[:, own], rope_L1C2[own], t_BT[:, :1]
     e_BTD, e_BT6D = time_embedding(params, config, t_BT, precision)
     shared = Shared(
         e_BT6D=e_BT6D,
-        rope_L1C2=_rope(config, x_BCTHW, frames, precision),
+        rope_L1C2=rope_L1C2,
         visible=_visible(config, x_BCTHW, frames, precision),
         write=write,
         read=read,
         precision=precision,
         attention=engine.attention,
+        ulysses=engine.ulysses,
+        tokens=tokens,
     )
-    x_BLD = patch_embedding(params, config, x_BCTHW, precision)
     for index, block_params in enumerate(params.blocks):
         cached = None if cache is None else cache.layer(index)
         text = context.layer(index)
         x_BLD = engine.block_fn(block_params, config, x_BLD, shared, text, cached)
     y_BLC = head(params.head, config, x_BLD, e_BTD, precision)
+    if engine.ulysses is not None:
+        y_BLC = engine.ulysses.gather(y_BLC, tokens)
     return unpatchify(config, y_BLC, x_BCTHW.shape[2:])
 
 
@@ -246,7 +262,12 @@ def _check_inputs(
 
 
 def _cache_rows(
-    config: DiTConfig, x_BCTHW: Tensor, cache: KVCache | None, frames: Frames, precision: Precision
+    config: DiTConfig,
+    x_BCTHW: Tensor,
+    cache: KVCache | None,
+    frames: Frames,
+    precision: Precision,
+    ranks: int,
 ) -> tuple[slice | None, Rows | None]:
     """Token rows of the cache that the pass writes and reads."""
     if cache is None and frames.slots is None:
@@ -254,7 +275,7 @@ def _cache_rows(
     if cache is None or frames.slots is None:
         raise ArgumentError("a cache and Frames.slots go together")
     B, _, _, H, W = x_BCTHW.shape
-    shape = (config.num_layers, B, None, config.num_heads, config.head_dim)
+    shape = (config.num_layers, B, None, config.num_heads // ranks, config.head_dim)
     ops.check_shape("cached keys", cache.k_IBSNK, shape)
     found = (cache.frame_tokens, cache.k_IBSNK.dtype)
     wanted = (config.frame_tokens(H, W), precision.compute)

@@ -20,11 +20,13 @@ from mmpl.wan.dit_params import AttentionParams, BlockParams
 from mmpl.wan.ops import Precision, cast, linear
 from mmpl.wan.params import Linear, Weight
 from mmpl.wan.rope import rope
+from mmpl.wan.ulysses import Ulysses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """What all blocks of one pass have in common."""
+    """What all blocks of one pass have in common. With `ulysses` a rank has a part of the
+    `tokens` tokens of the pass."""
 
     e_BT6D: Tensor
     rope_L1C2: Tensor
@@ -33,6 +35,8 @@ class Shared:
     read: Rows | None
     precision: Precision
     attention: AttentionBackend
+    ulysses: Ulysses | None
+    tokens: int
 
 
 class BlockFn(Protocol):
@@ -92,9 +96,14 @@ def self_attention(
     q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision), shared.rope_L1C2)
     k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision), shared.rope_L1C2)
     v_BLNK = heads(linear(params.v, y_BLD, precision.compute), config)
-    seen = _seen(LayerKV(cast(k_BLNK, precision.compute), v_BLNK), shared, cached)
-    q_BLNK = cast(q_BLNK, precision.compute)
+    q_BLNK, k_BLNK = cast(q_BLNK, precision.compute), cast(k_BLNK, precision.compute)
+    if shared.ulysses is not None:
+        together = torch.cat((q_BLNK, k_BLNK, v_BLNK))
+        q_BLNK, k_BLNK, v_BLNK = shared.ulysses.to_heads(together, shared.tokens).chunk(3)
+    seen = _seen(LayerKV(k_BLNK, v_BLNK), shared, cached)
     o_BLNK = attend(shared.attention, q_BLNK, seen.k_BSNK, seen.v_BSNK, shared.visible)
+    if shared.ulysses is not None:
+        o_BLNK = shared.ulysses.to_tokens(o_BLNK)
     return linear(params.o, o_BLNK.flatten(2), precision.compute)
 
 

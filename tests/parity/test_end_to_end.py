@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from mmpl.film.denoise import Network, Sampler, open_context
-from mmpl.film.segment import make_groups, stack
+from mmpl.film.segment import stack
 from mmpl.layout.presets import bidirectional_window
 from mmpl.wan import flow, vae
 from mmpl.wan.dit import CrossKV, Engine, Frames, dit, encode_context
 from tests.parity import dit_tiny, golden
 from tests.parity.test_vae import config_of
+from tests.segments import make_segment
 
 TOLERANCE = 1e-3
 RELATIVE = 1e-5
@@ -105,13 +106,6 @@ def test_a_film_of_one_group_is_the_same_run(file: str) -> None:
     layout = bidirectional_window(latents, 0)
     context = open_context(w.network, layout, w.texts, latent_size=(rows, columns))
     sampler = Sampler(w.meta["solver"], w.schedule, w.meta["guide_scale"])
-    steps = make_groups(
-        w.network, layout, layout.groups, context, {}, sampler, lambda _: w.noise_BCTHW
-    )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made_BCTHW = stack(end.value, range(latents))
-            break
+    made = make_segment(w.network, layout, context, {}, sampler, lambda _: w.noise_BCTHW)
+    made_BCTHW = stack(made, range(latents))
     assert golden.worst(made_BCTHW[0], w.recorded["trajectory"][-1]) < TOLERANCE

@@ -23,7 +23,7 @@ from mmpl.film.denoise import (
     reset,
     velocities,
 )
-from mmpl.film.segment import hand_over, hand_over_full_history, make_groups, stack
+from mmpl.film.segment import hand_over, hand_over_full_history, stack
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import Chain, chain_of
@@ -33,6 +33,7 @@ from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
 from tests.parity import dit_tiny, golden
 from tests.parity.test_vae import config_of
+from tests.segments import make_segment
 
 LATENTS, FLOW, SEEDS, CACHE, PIXELS, MEANS, SUMS = 2e-4, 3e-5, 5e-5, 1e-4, 1e-4, 5e-6, 5e-3
 FILES = {
@@ -109,25 +110,14 @@ def noise_of(w: World, prefix: str, group: Group) -> Tensor:
 @cache
 def made(name: str, prefix: str) -> dict[int, Tensor]:
     w = world(name)
-    return finish(
-        make_groups(
-            w.network,
-            w.layout,
-            w.layout.groups,
-            reset(w.context),
-            given_of(w, prefix),
-            sampler_of(w, prefix),
-            lambda group: noise_of(w, prefix, group),
-        )
+    return make_segment(
+        w.network,
+        w.layout,
+        reset(w.context),
+        given_of(w, prefix),
+        sampler_of(w, prefix),
+        lambda group: noise_of(w, prefix, group),
     )
-
-
-def finish(steps: Any) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.mark.parametrize(("name", "prefix"), runs())

@@ -1,0 +1,221 @@
+"""Latents and finished frames between the teams of one film, over a torch process group.
+
+Everything travels in host memory and float32 or uint8, so the same bytes arrive on any device;
+what is sent is a few megabytes a segment. Sends return at once. One thread per neighbour takes in
+what that neighbour's schedule says it will send, in that order, so no message needs a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmpl.errors import ArgumentError, RankError, SchedulingError
+from mmpl.film.runtime import Event, Made, Pixels
+from mmpl.film.settings import Film
+from mmpl.film.team import Team, host_group
+from mmpl.layout.schedule import Operation, Schedule
+from mmpl.layout.work import SEEDS, Task, Work
+
+T = TypeVar("T")
+
+LEADER = 0  # the team to which all frames go
+_POLL_S = 0.1  # how often a waiting rank looks up: signals and signs of life must get through
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What comes next from a neighbour: latents, or the frames of a decoded segment."""
+
+    shape: tuple[int, ...]
+    frames_of: int | None
+
+
+class GroupExchange:
+    """An `Exchange` over `group`, for the rank that stands in `team`.
+
+    `on_wait` is called again and again while this rank waits. Raises RankError when a neighbour
+    is gone.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        team: Team,
+        film: Film,
+        schedule: Schedule,
+        latent_shape: tuple[int, int, int],
+        *,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._group, self._film, self._on_wait = host_group(group), film, on_wait
+        self._team = team
+        self._awaited = 0  # segments whose frames other ranks will send here
+        self._sends: list[tuple[dist.Work, Tensor, int]] = []
+        self._arrived: queue.SimpleQueue[Pixels | RankError] = queue.SimpleQueue()
+        self._latents: dict[int, queue.SimpleQueue[Tensor | RankError]] = {}
+        for peer, operations in enumerate(schedule.operations):
+            messages = _messages(film, operations, team.index, latent_shape)
+            if peer != team.index and messages and team.leads:
+                self._awaited += sum(message.frames_of is not None for message in messages)
+                self._latents[peer] = queue.SimpleQueue()
+                threading.Thread(
+                    target=self._take_in, args=(peer, messages), daemon=True, name=f"rank {peer}"
+                ).start()
+
+    def send(self, z_BCTHW: Tensor, peer: int) -> None:
+        """Starts sending latents to a team."""
+        if self._team.leads:
+            self._post(z_BCTHW.to("cpu", torch.float32).contiguous(), peer)
+
+    def gather(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The events of this rank, but for frames: those of all ranks come out at the first
+        team's leader, not necessarily in order. Ends when everything sent has arrived."""
+        pieces: list[Pixels] = []
+        for event in events:
+            if self._team.index == LEADER or not self._team.leads:
+                yield event
+                while not self._arrived.empty():
+                    yield self._frames()
+            elif isinstance(event, Pixels):
+                pieces.append(event)
+            else:
+                if isinstance(event, Made) and event.task.kind == "decode":
+                    pixels_FHWC = np.concatenate([piece.pixels_FHWC for piece in pieces])
+                    self._post(torch.from_numpy(pixels_FHWC), LEADER)
+                    pieces.clear()
+                yield event
+        while self._awaited:
+            yield self._frames()
+        flushed: queue.SimpleQueue[RankError | None] = queue.SimpleQueue()
+        threading.Thread(target=self._flush, args=(flushed,), daemon=True).start()
+        self._wait(flushed)
+
+    def receive(self, shape: tuple[int, ...], peer: int) -> Tensor:
+        """The next latents from a team."""
+        z_BCTHW = self._wait(self._latents[peer]) if self._team.leads else torch.empty(shape)
+        if z_BCTHW.shape != shape:
+            raise SchedulingError(
+                "latents out of order", where=f"from {peer}", got=z_BCTHW.shape, wanted=shape
+            )
+        if self._team.together is not None:
+            self._share(z_BCTHW, self._team.together)
+        return z_BCTHW
+
+    def _share(self, z_BCTHW: Tensor, together: dist.ProcessGroup) -> None:
+        """From the leader of the team to all of it."""
+        try:
+            work = dist.broadcast(z_BCTHW, group=together, group_src=0, async_op=True)
+            while work is not None and not work.is_completed():
+                self._on_wait()
+                time.sleep(_POLL_S / 100)
+            if work is not None:
+                work.wait()
+        except RuntimeError as error:
+            raise _lost(self._team.leader_of(self._team.index), error) from error
+
+    def _frames(self) -> Pixels:
+        self._awaited -= 1
+        return self._wait(self._arrived)
+
+    def _post(self, tensor: Tensor, peer: int) -> None:
+        try:
+            work = dist.isend(tensor, group=self._group, group_dst=self._team.leader_of(peer))
+        except RuntimeError as error:
+            raise _lost(peer, error) from error
+        if work is not None:
+            self._sends.append((work, tensor, peer))  # the bytes must live until they are taken
+
+    def _flush(self, done: queue.SimpleQueue[RankError | None]) -> None:
+        for work, _, peer in self._sends:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                done.put(_lost(peer, error))
+                return
+        done.put(None)
+
+    def _take_in(self, peer: int, messages: list[_Message]) -> None:
+        for message in messages:
+            dtype = torch.float32 if message.frames_of is None else torch.uint8
+            tensor = torch.empty(message.shape, dtype=dtype)
+            try:
+                dist.recv(tensor, group=self._group, group_src=self._team.leader_of(peer))
+            except RuntimeError as error:
+                self._latents[peer].put(_lost(peer, error))
+                self._arrived.put(_lost(peer, error))
+                return
+            if message.frames_of is None:
+                self._latents[peer].put(tensor)
+            else:
+                segment = message.frames_of
+                first = self._film.chain.step * segment + self._film.kept(segment)[0]
+                self._arrived.put(Pixels(segment, first, tensor.numpy()))
+
+    def _wait(self, source: queue.SimpleQueue[T | RankError]) -> T:
+        while True:
+            try:
+                found = source.get(timeout=_POLL_S)
+            except queue.Empty:
+                self._on_wait()
+                continue
+            if isinstance(found, RankError):
+                raise found
+            return found
+
+
+def agreed(done: frozenset[Task], work: Work, group: dist.ProcessGroup) -> frozenset[Task]:
+    """What the leader found finished: the others may have looked a moment later."""
+    marks = torch.tensor([task in done for task in work.tasks], dtype=torch.uint8)
+    dist.broadcast(marks, group=host_group(group), group_src=LEADER)
+    return frozenset(task for task, mark in zip(work.tasks, marks.tolist(), strict=True) if mark)
+
+
+def require_equal(text: str, group: dist.ProcessGroup) -> None:
+    """Raises ArgumentError on every rank unless all give the same text."""
+    own = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, own, group=host_group(group))
+    other = [rank for rank, digest in enumerate(found) if not digest.equal(found[LEADER])]
+    if other:
+        raise ArgumentError(
+            "the processes were started with different versions, settings or weights",
+            got=f"ranks {', '.join(map(str, other))} differ from rank {LEADER}",
+            todo="give all the same command, model and installation",
+        )
+
+
+def _messages(
+    film: Film, operations: tuple[Operation, ...], team: int, latent_shape: tuple[int, int, int]
+) -> list[_Message]:
+    """What a neighbour with these operations will send to `team`, in order."""
+    channels, rows, columns = latent_shape
+    found = []
+    for operation in operations:
+        if operation.kind == "send" and operation.peer == team:
+            seeds = operation.group == SEEDS
+            latents = film.chain.seeds if seeds else len(film.layout.group(operation.group).frames)
+            found.append(_Message((1, channels, latents, rows, columns), None))
+        elif operation.kind == "decode" and team == LEADER:
+            start, stop = film.kept(operation.segment)
+            shape = (stop - start, film.height, film.width, 3)
+            found.append(_Message(shape, operation.segment))
+    return found
+
+
+def _lost(peer: int, error: RuntimeError) -> RankError:
+    return RankError(
+        f"rank {peer} went away",
+        got=str(error).splitlines()[0][:120],
+        todo="finished segments are kept where there is a job folder; run the same command again",
+    )

@@ -1,0 +1,255 @@
+"""Carries out a schedule: what one team does, operation after operation.
+
+One rank is a schedule of one team. The same operations give the same bits wherever they run: a
+team that needs another's context makes it again from the final latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmpl.errors import NumericError, SchedulingError
+from mmpl.film.denoise import Context, Network, Sampler, reset
+from mmpl.film.segment import Latents, Step, group_noise, hand_over, make_group, stack
+from mmpl.film.settings import Film
+from mmpl.layout.schedule import Operation, Schedule
+from mmpl.layout.work import SEEDS, Task
+from mmpl.media.video import to_uint8
+from mmpl.wan import vae
+from mmpl.wan.config import VAEConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Studio:
+    """All that a team needs to make any part of a film. `context` is empty; `latent_shape` is
+    (channels, rows, columns)."""
+
+    film: Film
+    network: Network
+    sampler: Sampler
+    context: Context
+    vae: vae.VAEParams
+    vae_config: VAEConfig
+    latent_shape: tuple[int, int, int]
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A denoising step of a segment is done."""
+
+    segment: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A task is done, here; its result is final. Of a decode it is None: `Pixels` came before."""
+
+    task: Task
+    z_BCTHW: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """Final pixels, uint8 RGB, of a segment, from film frame `first_frame` on."""
+
+    segment: int
+    first_frame: int
+    pixels_FHWC: NDArray[np.uint8]
+
+
+Event = Progress | Made | Pixels
+
+
+class Exchange(Protocol):
+    """How final latents travel between teams. Between two teams they arrive in the order sent."""
+
+    def send(self, z_BCTHW: Tensor, peer: int) -> None:
+        """Starts sending and returns at once."""
+        ...
+
+    def receive(self, shape: tuple[int, ...], peer: int) -> Tensor:
+        """Waits for the next float32 latents from a team."""
+        ...
+
+
+class Alone:
+    """The exchange of a single team: there is nobody to send to."""
+
+    def send(self, z_BCTHW: Tensor, peer: int) -> None:
+        raise SchedulingError("a schedule of several teams needs an exchange", got=f"team {peer}")
+
+    def receive(self, shape: tuple[int, ...], peer: int) -> Tensor:
+        raise SchedulingError("a schedule of several teams needs an exchange", got=f"team {peer}")
+
+
+def nothing_finished(task: Task) -> Tensor:
+    """The latents of tasks finished before, for a film that starts anew."""
+    raise SchedulingError("no store to read finished latents from", got=task)
+
+
+def carry_out(
+    studio: Studio,
+    schedule: Schedule,
+    team: int,
+    exchange: Exchange,
+    finished: Callable[[Task], Tensor] = nothing_finished,
+    *,
+    decodes: bool = True,
+) -> Generator[Event, None, None]:
+    """Does the operations of `team`; yields what is done, as it is done.
+
+    `finished`: the latents of a task in `schedule.done`. `decodes`: false for a rank that leaves
+    that to the leader of its team. Raises NumericError for latents that are not finite.
+    """
+    book = _Book(studio.film, schedule, finished)
+    context, inside = studio.context, -1
+    operations = schedule.operations[team]
+    last_use = _last_use(operations)
+    for index, operation in enumerate(operations):
+        segment = operation.segment
+        if operation.kind == "send":
+            exchange.send(book.result(operation), operation.peer)
+        elif operation.kind == "receive":
+            shape = book.shape(operation, studio.latent_shape)
+            z_BCTHW = exchange.receive(shape, operation.peer).to(studio.device)
+            book.enter(segment, operation.group, z_BCTHW)
+        else:
+            task = Task(segment, operation.kind, operation.group)
+            latents = book.open(task)
+            z_BCTHW = None
+            if operation.kind == "make":
+                if segment != inside:
+                    context, inside = reset(context), segment
+                z_BCTHW, context = yield from _make(studio, operation, context, latents)
+            elif operation.kind == "hand_over":
+                z_BCTHW = _hand_over(studio, segment, latents)
+            elif decodes:
+                yield from decode(studio, segment, latents)
+            if z_BCTHW is not None:
+                book.enter(segment, _result(task), z_BCTHW)
+            yield Made(task, z_BCTHW)
+        book.close(index, last_use)
+
+
+def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Pixels]:
+    """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
+    film = studio.film
+    start, stop = film.kept(segment)
+    state, frame = None, 0
+    for latent in sorted(latents):
+        if frame >= stop:
+            return
+        with torch.no_grad():
+            z_BCTHW = stack(latents, [latent]).float()
+            video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, state)
+        kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
+        if kept_CFHW.shape[1]:
+            first = film.chain.step * segment + max(start, frame)
+            yield Pixels(segment, first, to_uint8(kept_CFHW))
+        frame += video_BCFHW.shape[2]
+
+
+def _make(
+    studio: Studio, operation: Operation, context: Context, latents: Latents
+) -> Generator[Progress, None, tuple[Tensor, Context]]:
+    film, segment = studio.film, operation.segment
+    group = film.layout.group(operation.group)
+    making = make_group(
+        studio.network,
+        film.layout,
+        group,
+        operation.refresh,
+        context,
+        latents,
+        group_noise(film, segment, group, studio.latent_shape, studio.device),
+        studio.sampler,
+    )
+    try:
+        while True:
+            yield Progress(segment, next(making))
+    except StopIteration as end:
+        return end.value
+    except NumericError as error:
+        raise _of_segment(error, segment) from error
+
+
+def _hand_over(studio: Studio, segment: int, latents: Latents) -> Tensor:
+    try:
+        seeds = hand_over(studio.vae, studio.vae_config, studio.film.chain, latents)
+    except NumericError as error:
+        raise _of_segment(error, segment) from error
+    return stack(seeds, sorted(seeds))
+
+
+def _of_segment(error: NumericError, segment: int) -> NumericError:
+    where = ", ".join(filter(None, (f"segment {segment + 1}", error.where)))
+    return NumericError(error.what, where=where, todo=error.todo)
+
+
+class _Book:
+    """The latents that are here, by segment, for as long as some operation may read them."""
+
+    def __init__(self, film: Film, schedule: Schedule, finished: Callable[[Task], Tensor]) -> None:
+        self._film, self._schedule, self._finished = film, schedule, finished
+        self._latents: dict[int, dict[int, Tensor]] = {}
+
+    def enter(self, segment: int, name: str, z_BCTHW: Tensor) -> None:
+        """Notes the result called `name` of a task of `segment`."""
+        owner, frames = self._place(segment, name)
+        here = self._latents.setdefault(owner, {})
+        here.update(zip(frames, z_BCTHW.unbind(2), strict=True))
+
+    def open(self, task: Task) -> Latents:
+        """The latents that `task` may read; what was finished before is fetched."""
+        for need in self._schedule.work.needs[task]:
+            owner, frames = self._place(need.segment, _result(need))
+            missing = any(frame not in self._latents.get(owner, {}) for frame in frames)
+            if missing and need in self._schedule.done:
+                self.enter(need.segment, _result(need), self._finished(need))
+        return self._latents.get(task.segment, {})
+
+    def result(self, operation: Operation) -> Tensor:
+        """The latents that a send carries."""
+        owner, frames = self._place(operation.segment, operation.group)
+        return stack(self._latents[owner], frames)
+
+    def shape(self, operation: Operation, latent_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """The shape of what a receive brings, BCTHW."""
+        _, frames = self._place(operation.segment, operation.group)
+        channels, rows, columns = latent_shape
+        return 1, channels, len(frames), rows, columns
+
+    def close(self, index: int, last_use: Mapping[int, int]) -> None:
+        """Forgets the segments that no operation after `index` reads."""
+        for segment in [s for s in self._latents if last_use.get(s, -1) <= index]:
+            del self._latents[segment]
+
+    def _place(self, segment: int, name: str) -> tuple[int, tuple[int, ...]]:
+        """The segment that a result belongs to, and its frames there."""
+        if name == SEEDS:
+            return segment + 1, tuple(range(self._film.chain.seeds))
+        return segment, self._film.layout.group(name).frames
+
+
+def _result(task: Task) -> str:
+    """What the latents of a task are called."""
+    return SEEDS if task.kind == "hand_over" else task.group
+
+
+def _last_use(operations: tuple[Operation, ...]) -> dict[int, int]:
+    """The last operation that reads or writes each segment's latents."""
+    last: dict[int, int] = {}
+    for index, operation in enumerate(operations):
+        last[operation.segment] = index
+        if operation.kind == "hand_over" or operation.group == SEEDS:
+            last[operation.segment + 1] = index
+    return last
