@@ -32,6 +32,7 @@ FLOORS = {
 NO_TORCH = (
     "mmpl.errors",
     "mmpl.layout.",
+    "mmpl.wan.choices",
     "mmpl.wan.config",
     "mmpl.film.settings",
     "mmpl.checkpoint.defaults",
@@ -42,7 +43,9 @@ NO_TORCH = (
     "mmpl.train.grammar",
     "mmpl.cli.",
 )
-NEEDS_TORCH = ("mmpl.cli.make", "mmpl.cli.progress")  # imported once all else is checked
+# Imported once all else is checked.
+NEEDS_TORCH = ("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew")
+STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again
 READS_PICKLES = "mmpl.checkpoint.read"
 TERMINAL = ("print", "input", "sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "logging")
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
@@ -72,9 +75,9 @@ AT_IMPORT = {  # what may be called while a module is imported: pure and quick
     *("dict", "enumerate", "frozenset", "len", "range", "reversed", "set", "sorted", "tuple"),
     *("typing.TypeVar", "typing.get_args", "dataclasses.dataclass", "dataclasses.field"),
     *("math.factorial", "math.log", "math.radians", "math.sqrt", "re.compile"),
+    "types.MappingProxyType",
     *("pathlib.Path", "torch.no_grad", "mmpl.wan.params.key"),
-    *("mmpl.checkpoint.names._joined", "mmpl.cli.arguments._one_of"),
-    *(f"mmpl.train.vae_loss.{stage}" for stage in ("stills", "motion", "detail", "segments")),
+    *("mmpl.checkpoint.names._joined", "mmpl.cli.flags.one_of", "mmpl.cli.flags.whole"),
 }
 METHODS_AT_IMPORT = {"items", "join", "resolve"}
 TOP_LEVEL = {
@@ -300,7 +303,8 @@ def keyed_noise(source: Source) -> list[str]:
 def safe_reading(source: Source) -> list[str]:
     """Pickles are opened in one file, with weights_only; nothing runs text as code."""
     if source.module != READS_PICKLES:
-        return found_in(source, (*PICKLES, "torch.load", "torch.save", *RUNS_CODE), "unsafe")
+        runs = [n for n in RUNS_CODE if (n, source.module) != ("subprocess", STARTS_PROCESSES)]
+        return found_in(source, (*PICKLES, "torch.load", "torch.save", *runs), "unsafe")
     problems = found_in(source, RUNS_CODE, "unsafe")
     for call, name in calls(source):
         options = {k.arg: ast.unparse(k.value) for k in call.keywords}

@@ -6,7 +6,6 @@ import torch
 from mmpl.errors import ArgumentError
 from mmpl.wan import attention
 from mmpl.wan.attention import (
-    BACKENDS,
     Piece,
     additive_mask,
     resolve_attention,
@@ -14,6 +13,7 @@ from mmpl.wan.attention import (
     token_mask,
     token_pieces,
 )
+from mmpl.wan.choices import BACKENDS
 
 
 def test_auto_takes_sdpa_on_a_cpu_and_says_so() -> None:

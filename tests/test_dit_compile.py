@@ -7,13 +7,10 @@ import torch
 from mmpl.layout.presets import mmpl_t2v
 from mmpl.layout.slots import slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit
-from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import Engine, Frames, block, dit, dit_from_flat, dit_shapes, encode_context
+from mmpl.wan.dit import Engine, Frames, block, dit, encode_context
+from tests.small import CONFIGS, small_dit
 
-CONFIG = DiTConfig(
-    dim=12, ffn_dim=16, num_heads=1, num_layers=2, freq_dim=4, text_dim=4, text_len=2, in_dim=2,
-    out_dim=2,
-)  # fmt: skip
+CONFIG = CONFIGS.dit
 HEIGHT, WIDTH = 2, 2
 
 
@@ -27,9 +24,7 @@ def test_one_compilation_per_group_whatever_the_number_of_segments() -> None:
 
     compiled = torch.compile(block, fullgraph=True, dynamic=False, backend=counting)
     generator = torch.Generator().manual_seed(0)
-    shapes = dit_shapes(CONFIG).items()
-    flat = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes}
-    params = dit_from_flat(flat, CONFIG)
+    params = small_dit()
     text = encode_context(params, CONFIG, [torch.randn(1, CONFIG.text_dim, generator=generator)])
     plan = slot_plan(mmpl_t2v())
 

@@ -44,8 +44,8 @@ def test_known_answers(counter: str, key: str, answer: str) -> None:
 
 
 def test_layout_of_key_and_counter() -> None:
-    made = noise.words(8, seed=0x0123456789ABCDEF, segment=3, frame=4, step=5, purpose="mix")
-    purpose = noise.PURPOSES.index("mix")
+    made = noise.words(8, seed=0x0123456789ABCDEF, segment=3, frame=4, step=5, purpose="renoise")
+    purpose = noise.PURPOSES.index("renoise")
     counters = np.array([[n, 3, 4, purpose * 2**16 + 5] for n in range(2)], dtype=np.uint64).T
     assert made.tolist() == noise.philox(counters, (0x89ABCDEF, 0x01234567)).T.flatten().tolist()
 
@@ -159,7 +159,7 @@ def test_out_of_range_is_refused(change: dict[str, object]) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_anchor_modes(alpha: float, beta: float) -> None:
-    own, near, far = draw(LARGE, purpose="mix"), draw(LARGE), draw(LARGE, frame=8)
+    own, near, far = draw(LARGE, purpose="start"), draw(LARGE), draw(LARGE, frame=8)
     assert noise.mix_anchor_noise("off", own, near, far, alpha, beta) is own
 
     paper = noise.mix_anchor_noise("paper", own, near, far, alpha, beta)
@@ -177,7 +177,7 @@ def variance(x: torch.Tensor) -> float:
 
 
 def test_default_mix_correlates_equally_with_both_anchors() -> None:
-    own, near, far = draw(LARGE, purpose="mix"), draw(LARGE), draw(LARGE, frame=8)
+    own, near, far = draw(LARGE, purpose="start"), draw(LARGE), draw(LARGE, frame=8)
     unit = noise.mix_anchor_noise("unit", own, near, far)
     for anchor in (near, far):
         assert (unit * anchor).mean().item() == pytest.approx(0.41, abs=0.01)

@@ -8,16 +8,16 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from mmpl.checkpoint.bundle import Configs, write_bundle
 from mmpl.cli import arguments
+from mmpl.cli.evaluate import EVAL
+from mmpl.cli.flags import Command, parse, wants_help
+from mmpl.cli.train import TRAIN
 from mmpl.media.video import probe
-from tests.checkpoint.worlds import tokenizer_json
-from tests.small import DEFAULTS, small_model
+from tests.small import DEFAULTS, small_model, write_small
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,41 +64,37 @@ def test_ci_runs_these_very_lines() -> None:
     assert '\nbash -c "${film_line/%film.mp4/' in body
 
 
-def test_python_example(
+def test_python_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it stands, in a folder whose weights/tiny is a small random model."""
-    model = small_model(replace(DEFAULTS, duration_s=0.5))
-    write_bundle(
-        tmp_path / "weights" / "tiny",
-        dit=model.dit,
-        vae=model.vae,
-        text=model.text,
-        configs=Configs(model.dit_config, model.vae_config, model.text_config),
-        tokenizer_json=tokenizer_json(),
-        defaults=model.defaults,
-    )
-    (example,) = blocks("python")
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    """As they stand, in a folder whose weights/tiny is a small random model."""
+    write_small(tmp_path / "weights" / "tiny", small_model(replace(DEFAULTS, duration_s=0.5)))
     monkeypatch.chdir(tmp_path)
-    runpy.run_path("example.py")
+    made = []
+    for number, example in enumerate(blocks("python")):
+        path = tmp_path / f"example_{number}.py"
+        path.write_text(example, encoding="utf-8")
+        made.append(runpy.run_path(str(path)))
     film = probe("film.mp4")
     assert (film.frames, film.width, film.height) == (8, 32, 32)
     assert "plan: " in capsys.readouterr().out
+    from_folder, from_tensors = (names["model"] for names in made)
+    assert from_tensors.digests == from_folder.digests
+    assert from_tensors.defaults == from_folder.defaults
+    assert from_tensors.vae_config == from_folder.vae_config
 
 
 @pytest.mark.parametrize("words", commands("mmpl-gen"), ids=" ".join)
 def test_flags(words: list[str]) -> None:
-    assert arguments.wants_help(words) or arguments.parse(words)
+    assert wants_help(words) or arguments.parse(words)
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate"])
-def test_other_commands(program: str) -> None:
-    parser = import_module(f"mmpl.cli.{program}")._parser()
-    lines = commands(parser.prog)
+@pytest.mark.parametrize("command", [TRAIN, EVAL], ids=lambda command: command.name)
+def test_other_commands(command: Command) -> None:
+    lines = commands(command.name)
     assert lines
     for words in lines:
-        parser.parse_args(words)
+        assert parse(command, words)
 
 
 def test_list_of_files() -> None:

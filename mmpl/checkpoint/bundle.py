@@ -36,7 +36,7 @@ from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
 from mmpl.errors import CheckpointError
-from mmpl.media.durable import output_error, put
+from mmpl.media.durable import make_folder, put
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_shapes
 from mmpl.wan.ops import natural_precision
@@ -172,10 +172,7 @@ def write_bundle(
         "defaults": asdict(defaults),
         "digests": digests,
     }
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(path, error) from error
+    make_folder(path)
     contents = {BUNDLE_FILES[part]: safetensors.torch.save(flat) for part, flat in flats.items()}
     contents[BUNDLE_FILES["tokenizer"]] = tokenizer_json.encode()
     contents[CONFIG_FILE] = json.dumps(config, indent=1, ensure_ascii=False).encode()

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from mmpl.errors import ArgumentError
 from mmpl.layout.presets import by_name
-
-SOLVERS = ("unipc", "dpm++", "euler")
-NOISE_MODES = ("off", "paper", "unit")
+from mmpl.wan.choices import NOISE_MODES, SOLVERS
 
 # Wan2.1's own negative prompt: "garish colours, overexposed, static, blurred details, subtitles,
 # ..., walking backwards". Its models were tuned with it.

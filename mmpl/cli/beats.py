@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-_FORM = struct.Struct("=qqqq")  # count, started, segment from 1, step
+_FORM, _SIZE = "=qqqq", 32  # count, started, segment from 1, step; in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Beats:
 
     def __init__(self, path: Path, ranks: int, *, create: bool = False) -> None:
         if create:
-            path.write_bytes(bytes(ranks * _FORM.size))
+            path.write_bytes(bytes(ranks * _SIZE))
         with path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), ranks * _FORM.size)
+            self._memory = mmap.mmap(file.fileno(), ranks * _SIZE)
 
     def read(self, rank: int) -> Beat:
-        count, started, segment, step = _FORM.unpack_from(self._memory, rank * _FORM.size)
+        count, started, segment, step = struct.unpack_from(_FORM, self._memory, rank * _SIZE)
         return Beat(count, bool(started), segment, step)
 
     def write(self, rank: int, *, started: bool, segment: int = 0, step: int = 0) -> None:
         count = self.read(rank).count + 1
-        _FORM.pack_into(self._memory, rank * _FORM.size, count, started, segment, step)
+        struct.pack_into(_FORM, self._memory, rank * _SIZE, count, started, segment, step)

@@ -18,21 +18,18 @@ from typing import Any
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, job, ranks
-from mmpl.cli.shell import Console, print_result, printable, run
+from mmpl.cli import arguments, job, parallel, ranks
+from mmpl.cli.flags import wants_help
+from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, MmplError
 from mmpl.film.settings import Film
-from mmpl.layout.mesh import Mesh, check_mesh
-from mmpl.media.durable import check_writable, sweep
+from mmpl.media.durable import check_writable
 from mmpl.train.grammar import unknown_words
 
 NAME = "mmpl-gen"
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 OUTPUT = "film.mp4"
 RANDOM_SEEDS = 2**31  # few enough digits to be typed
-MOST_THREADS = 1024
-MOST_RANKS = 256
-PATIENCE_S = 60.0
 BYTES_PER_PIXEL = 0.02  # of H.264 at this quality and busy pictures
 
 
@@ -42,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
-    if arguments.wants_help(argv):
+    if wants_help(argv):
         print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
         return 0
     given = arguments.parse(argv)
@@ -82,47 +79,28 @@ def _make(
     from mmpl.media.video import check_size  # takes a moment that --help need not wait for
 
     request = job.request_of(settings, _seed(settings, here))
-    devices = _devices(settings) if here is None else []
+    devices = parallel.devices(settings) if here is None else []
     machine = _machine(settings)
     folder, model = _model_folder(settings)
     film = job.film_for(request, folder)
     check_size(film.width, film.height)
     output = settings.get("output", OUTPUT)
-    exists = (here is None or here.rank == 0) and check_writable(output, overwrite=True)
+    speaks = here is None or here.speaks
+    exists = speaks and check_writable(output, overwrite=True)
     if not output.lower().endswith(".mp4"):
         raise ArgumentError(
             "films are written as mp4", got=repr(output), wanted="a name ending in .mp4"
         )
-    if exists and "overwrite" not in settings and here is None:
-        made = job.require_made(output, film, folder, settings)
-        console.say(
-            f"{printable(output)} is complete already, with these settings and seed "
-            f"{made.settings.get('seed')}; another --seed or --output makes another film, "
-            "--overwrite makes this one again"
-        )
-        print_result(output)
+    if exists and "overwrite" not in settings:
+        _say_complete(output, job.require_made(output, film, folder, settings), console)
         return 0
     if "log" in settings and (here is None or here.rank == 0):
         console.open_log(_log_path(settings["log"], output))
-    if here is None:
+    if speaks:
         _warn_of_words(film.prompt, folder.defaults, console)
         _warn_of_space(film, output, console)
     if devices:
-        devices = _useful(devices, film, console) if "parallel" not in settings else devices
-        job_dir = settings.get("job_dir", f"{output}.job")
-        threads = settings.get("threads", max(1, _cores() // len(devices)))
-        mesh = _mesh(settings, film, folder, len(devices))
-        ranks.supervise(
-            argv,
-            {"seed": film.seed, "job_dir": job_dir, "threads": threads},
-            devices[: mesh.ranks],
-            mesh,
-            patience_s=settings.get("rank_timeout", PATIENCE_S),
-            clean=lambda: sweep(output),
-            console=console,
-        )
-        if "job_dir" not in settings:
-            shutil.rmtree(job_dir, ignore_errors=True)
+        parallel.make(argv, settings, film, folder, devices, output, console)
         print_result(output)
         return 0
 
@@ -141,12 +119,21 @@ def _make(
         job_dir=settings.get("job_dir"),
         schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
         place=here,
-        mesh=None if here is None else _mesh(settings, film, folder, here.ranks),
+        mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
     )
     make(order, console)
     if here is None or here.rank == 0:
         print_result(output)
     return 0
+
+
+def _say_complete(output: str, made: job.Record, console: Console) -> None:
+    console.say(
+        f"{printable(output)} is complete already, with these settings and seed "
+        f"{made.settings.get('seed')}; another --seed or --output makes another film, "
+        "--overwrite makes this one again"
+    )
+    print_result(output)
 
 
 def _seed(settings: Mapping[str, Any], here: ranks.Place | None) -> int:
@@ -158,52 +145,6 @@ def _seed(settings: Mapping[str, Any], here: ranks.Place | None) -> int:
             "several processes need one seed", got="a random one for each", todo="give --seed"
         )
     return secrets.randbelow(RANDOM_SEEDS)
-
-
-def _devices(settings: Mapping[str, Any]) -> list[str]:
-    """The devices of the processes to start; none where this process makes the film itself."""
-    number, gpus = settings.get("ranks"), settings.get("gpus")
-    if number is not None and gpus is not None:
-        raise ArgumentError("--ranks are on the CPU and --gpus are not", wanted="one of them")
-    if gpus is not None:
-        return [f"cuda:{index}" for index in gpus]
-    if number is not None and not 1 <= number <= MOST_RANKS:
-        raise ArgumentError("ranks is out of range", got=number, wanted=f"1 to {MOST_RANKS}")
-    if number is not None and settings.get("device", "cpu") not in ("auto", "cpu"):
-        raise ArgumentError("--ranks are on the CPU", got=f"--device {settings['device']}")
-    return ["cpu"] * number if number is not None and number > 1 else []
-
-
-def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
-    """No more of them than the film can keep busy."""
-    most = 2 * film.segments  # each segment has two groups to populate at once, at most
-    if len(devices) <= most:
-        return devices
-    console.warn(
-        f"{len(devices)} processes are more than {_counted(film.segments)} can use: "
-        f"going on with {most}"
-    )
-    return devices[:most]
-
-
-def _mesh(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number: int) -> Mesh:
-    """How `number` processes share the work; by the cost model it may be fewer of them."""
-    mesh = settings.get("parallel", Mesh(number))
-    if mesh is None:
-        from mmpl.cli import dry_run
-
-        wanted = {**settings, "ranks": number, "parallel": None}
-        return dry_run.predict(dry_run.plan_of(film, folder, wanted)).mesh
-    if mesh.ranks != number:
-        raise ArgumentError(
-            "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
-        )
-    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
-    return mesh
-
-
-def _counted(segments: int) -> str:
-    return f"{segments} segment{'' if segments == 1 else 's'}"
 
 
 def _model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
@@ -229,18 +170,8 @@ def _require_embedded(model: Mapping[str, Any]) -> None:
 
 def _machine(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Device, dtype, attention and threads; what is left to `auto` needs torch to be told."""
-    threads = settings.get("threads")
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise ArgumentError("threads is out of range", got=threads, wanted=f"1 to {MOST_THREADS}")
-    names = ("device", "dtype", "attention")
-    return {name: settings.get(name, "auto") for name in names} | {"threads": threads or _cores()}
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    auto = {name: "auto" for name in ("device", "dtype", "attention")} | {"threads": cores()}
+    return {name: settings.get(name, value) for name, value in auto.items()}
 
 
 def _log_path(log: str, output: str) -> str:
@@ -282,7 +213,7 @@ def _print_examples(settings: Mapping[str, Any], console: Console) -> None:
 def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:
     """The defaults of the model that is named beside --help; None where that does not work."""
     try:
-        settings = arguments.parse([word for word in argv if not arguments.wants_help([word])])
+        settings = arguments.parse([word for word in argv if not wants_help([word])])
         return open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults
     except MmplError:
         return None

@@ -28,7 +28,6 @@ from mmpl.errors import MmplError, RankError
 from mmpl.layout.mesh import Mesh
 
 FOLDER = "MMPL_FOLDER"  # where the processes of one film meet, on one machine
-ROOT = str(Path(__file__).resolve().parents[2])
 POLL_S = 0.1
 STOP_S = 3.0  # a process told to stop has this long before it is killed
 LOADING_S = 900.0  # the longest that reading weights and compiling may take
@@ -46,6 +45,11 @@ class Place:
     local_rank: int
     folder: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it checks and warns, which a parent would have done already."""
+        return self.folder is None and self.rank == 0
 
 
 def place() -> Place | None:
@@ -150,7 +154,7 @@ def _start(
         "WORLD_SIZE": str(ranks),
         "LOCAL_RANK": str(rank),
         "GLOO_SOCKET_IFNAME": "lo",  # nobody outside this machine is to reach the processes
-        "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([_root(), *filter(None, [os.environ.get("PYTHONPATH")])]),
         FOLDER: str(folder),
         REPORT: str(report),
     }
@@ -229,6 +233,11 @@ def _stop(children: list[_Child]) -> None:
             child.process.wait(max(0.0, end - time.monotonic()))
         child.process.kill()
         child.process.wait()
+
+
+def _root() -> str:
+    """The folder that holds this package."""
+    return str(Path(__file__).resolve().parents[2])
 
 
 def _settings(folder: Path, rank: int) -> Path:

@@ -175,6 +175,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def _stopping(stops: list[KeyboardInterrupt]) -> Iterator[None]:
     """Within the block SIGINT and SIGTERM raise; what they raised is added to `stops`.

@@ -2,71 +2,134 @@
 
 from __future__ import annotations
 
-import argparse
-import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmpl.cli.shell import Console, print_result, run
+from mmpl.cli.flags import (
+    DEBUG,
+    MACHINE,
+    THREADS,
+    Command,
+    Flag,
+    help_text,
+    one_of,
+    parse,
+    wants_help,
+    whole,
+)
+from mmpl.cli.shell import Console, cores, print_result, run
+from mmpl.errors import ArgumentError, InputError
+from mmpl.media.durable import check_folder_writable
 
 if TYPE_CHECKING:
     from mmpl.train.loop import Progress
 
+NAME = "mmpl-train"
 STAGES = ("vae", "latents", "dit", "bundle")
+WORK, FILES = "what to do", "files"
+MOST_STEPS = 10**9
+
+TRAIN = Command(
+    name=NAME,
+    usage="mmpl-train STAGE [flags]",
+    description="Trains the small embedded model on procedural clips. Every stage resumes where "
+    "it stopped; stop it with Ctrl-C.",
+    epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
+    "all else on stderr. Exit codes: 0 done, 1 internal error, 2 wrong argument or a run folder of "
+    "another recipe, 3 input refused, 4 output or disk, 7 the loss is not finite, 8 out of memory, "
+    "130 Ctrl-C, 143 SIGTERM.",
+    groups=(WORK, FILES, MACHINE),
+    flags=(
+        Flag(
+            "stage",
+            WORK,
+            "STAGE",
+            f"{', '.join(STAGES)}, or all in this order",
+            **one_of(*STAGES, "all"),
+            positional=True,
+        ),
+        Flag("steps", WORK, "N", "how many steps `dit` takes", **whole(1, MOST_STEPS)),
+        Flag(
+            "compile",
+            WORK,
+            "",
+            "compile the transformer's block: `dit` is a quarter faster, after minutes",
+        ),
+        Flag("runs", FILES, "FOLDER", "state of the training", default="runs"),
+        Flag(
+            "output",
+            FILES,
+            "FOLDER",
+            "the model folder that `bundle` writes",
+            default="`bundle` in --runs",
+        ),
+        THREADS,
+        DEBUG,
+    ),
+)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of `mmpl-train`."""
-    given = _parser().parse_args(argv)
-    return run(lambda _, console: _command(given, console), argv, name="mmpl-train")
+    return run(_command, argv, name=NAME)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mmpl-train",
-        description="Trains the small embedded model on procedural clips. Every stage resumes "
-        "where it stopped; stop it with Ctrl-C.",
-    )
-    parser.add_argument("stage", choices=(*STAGES, "all"), help="what to do, or all in this order")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training state")
-    parser.add_argument("--output", type=Path, help="model folder that `bundle` writes")
-    parser.add_argument("--steps", type=int, help="how many steps `dit` takes")
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the transformer's block: a quarter faster, after minutes of compiling",
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--debug", action="store_true", help="show a traceback on errors")
-    return parser
+def _command(argv: list[str], console: Console) -> int:
+    if wants_help(argv):
+        print_result(help_text(TRAIN).rstrip())
+        return 0
+    given = parse(TRAIN, argv)
+    stages = STAGES if given["stage"] == "all" else (given["stage"],)
+    runs = Path(given.get("runs", "runs"))
+    output = Path(given.get("output", runs / "bundle"))
+    _check(stages, given, runs, output)
 
-
-def _command(given: argparse.Namespace, console: Console) -> int:
     import torch
 
-    from mmpl.train import pipeline
+    from mmpl.train import pipeline, tiny
     from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
 
-    torch.set_num_threads(given.threads)
-    for stage in STAGES if given.stage == "all" else (given.stage,):
+    torch.set_num_threads(given.get("threads", cores()))
+    blueprint = tiny.blueprint()
+    if "steps" in given:
+        recipe = replace(blueprint.dit_recipe, steps=given["steps"])
+        blueprint = replace(blueprint, dit_recipe=recipe)
+    compiled = "compile" in given
+    engine = Engine(block_fn=torch.compile(block, dynamic=False)) if compiled else DEFAULT_ENGINE
+    for stage in stages:
         if stage == "vae":
-            for name, progress in pipeline.train_vae(given.runs):
+            for name, progress in pipeline.train_vae(blueprint, runs):
                 console.say(_line(name, progress))
         elif stage == "latents":
-            for name, done in pipeline.encode_clips(given.runs):
+            for name, done in pipeline.encode_clips(blueprint, runs):
                 console.say(f"latents {name} {done}")
         elif stage == "dit":
-            recipe = pipeline.dit_recipe(given.steps)
-            engine = DEFAULT_ENGINE
-            if given.compile:
-                engine = Engine(block_fn=torch.compile(block, dynamic=False))
-            for progress in pipeline.train_dit(given.runs, recipe, engine=engine):
+            for progress in pipeline.train_dit(blueprint, runs, engine=engine):
                 console.say(_line("dit", progress))
         else:
-            folder = given.output or given.runs / "bundle"
-            pipeline.bundle(given.runs, folder)
-            print_result(str(folder))
+            pipeline.bundle(blueprint, runs, output)
+            print_result(str(output))
     return 0
+
+
+def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: Path) -> None:
+    """What can be refused before anything is loaded, or hours are spent."""
+    for flag, stage in (("steps", "dit"), ("compile", "dit"), ("output", "bundle")):
+        if flag in given and stage not in stages:
+            raise ArgumentError(
+                f"--{flag} means nothing here",
+                got=f"stage {given['stage']}",
+                wanted=f"stage {stage} or all",
+            )
+    if "vae" not in stages and not runs.is_dir():
+        raise InputError(
+            "no such run folder", where=str(runs), todo="begin with the stage vae, or give --runs"
+        )
+    check_folder_writable(runs)
+    if "bundle" in stages:
+        check_folder_writable(output)
 
 
 def _line(name: str, progress: Progress) -> str:

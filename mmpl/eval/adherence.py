@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from mmpl.checkpoint.bundle import Model
 from mmpl.eval.reader import classify
 from mmpl.media.video import to_uint8
-from mmpl.train.clips import draw_spec, render
+from mmpl.train.clip_spec import draw_spec_of
+from mmpl.train.clips import render
 from mmpl.train.grammar import held_out_prompts
 from mmpl.wan import vae
 
@@ -84,17 +85,16 @@ def score(
 
 
 def ceiling(
-    model: Model, *, segment_frames: int, clips: int = 32, seed: int = 10**9
+    model: Model, *, segment_frames: int, prompts: int = 32, seed: int = 10**9
 ) -> tuple[Table, Table, float]:
-    """True held-out clips and their reconstructions by the VAE, read in the same way, and the
-    mean absolute error of the reconstructions (pixels in 0..1)."""
+    """True clips of the held-out prompts and their reconstructions by the VAE, read in the same
+    way, and the mean absolute error of the reconstructions (pixels in 0..1)."""
     truth, rebuilt, errors = [], [], []
-    for index in range(clips):
-        spec = draw_spec(seed + index, held_out=True)
+    for index, wanted in enumerate(held_out_prompts(prompts)):
+        spec = draw_spec_of(seed + index, *wanted[1:])
         video_CFHW = render(spec, (0, segment_frames), size=model.defaults.height)
         decoded_CFHW = reconstruct(model, video_CFHW)
         errors.append((decoded_CFHW - video_CFHW).abs().mean().item() / 2)
-        wanted = ("", spec.shape, spec.hue_bin, spec.motion)
         for pixels, scores in ((video_CFHW, truth), (decoded_CFHW, rebuilt)):
             scores.append(score(to_uint8(pixels), wanted, segment_frames=segment_frames, fps=1))
     return tabulate(truth), tabulate(rebuilt), float(np.mean(errors))

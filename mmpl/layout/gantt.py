@@ -89,7 +89,6 @@ def _letters(timeline: Timeline) -> dict[str, str]:
 
 
 def _at(spans: tuple[Span, ...], moment_s: float) -> Span | None:
-    for span in spans:
-        if _works(span) and span.start_s <= moment_s < span.stop_s:
-            return span
-    return None
+    """What a team does at a moment; what runs aside is hidden by what it runs beside."""
+    running = [s for s in spans if _works(s) and s.start_s <= moment_s < s.stop_s]
+    return max(running, key=lambda span: span.operation.kind == "make", default=None)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmpl.layout.layout import Group, Layout, committed, needed
+from mmpl.layout.layout import Layout, committed
 from mmpl.layout.presets import mmpl_i2v
 
 Mask = tuple[tuple[int, ...], ...]
@@ -47,16 +47,6 @@ class Block:
     def pairs(self) -> int:
         """Frame pairs that are computed."""
         return len(self.frames) * (len(self.context) + len(self.frames))
-
-
-@dataclass(frozen=True, slots=True)
-class GroupContext:
-    """The sequence for training one group: `clean` frames, then the group's `noisy` frames,
-    both ascending, and the mask between them (rows are queries)."""
-
-    clean: tuple[int, ...]
-    noisy: tuple[int, ...]
-    mask: Mask
 
 
 def training_mask(layout: Layout) -> Mask:
@@ -95,19 +85,6 @@ def dense_blocks(layout: Layout) -> tuple[Block, ...]:
     """
     clean = tuple(Block(g.name, True, g.sees, g.frames) for g in committed(layout))
     return clean + tuple(Block(g.name, False, g.sees, g.frames) for g in layout.groups)
-
-
-def group_context_mask(layout: Layout, group: Group) -> GroupContext:
-    """What training `group` alone needs: the training mask restricted to the clean frames that
-    reach the group and to the group's noisy frames.
-
-    The clean frames are those the group sees and those that they in turn see: in MMPL
-    text-to-video fill_head never looks at 19,20, but the keys and values of 2,3,10,11,12 that it
-    looks at were made in a pass that does. So the result equals the full sequence exactly.
-    """
-    reached = needed(layout, group.sees)
-    clean = tuple(sorted(frame for other in reached for frame in other.frames))
-    return GroupContext(clean, group.frames, _mask(layout, clean, group.frames))
 
 
 def _mask(layout: Layout, clean: Sequence[int], noisy: Sequence[int]) -> Mask:

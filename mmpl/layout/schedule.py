@@ -22,7 +22,8 @@ from mmpl.layout.work import Work
 MODES = ("round_robin", "adaptive")
 ORDERS = ("film_first", "plan_first")
 ASIDE = ("hand_over", "decode")
-SLACK = 1e-3  # what an earlier first segment may cost the makespan during the search
+EARLY = 0.02  # seconds of makespan that a second less to the first segment is worth
+SLACK = 1e-3  # and a second less, on average, to all segments
 
 
 def build_schedule(
@@ -37,10 +38,11 @@ def build_schedule(
     """The operations of `teams` teams that together do all of `work` but what is `done`.
 
     `mode` "round_robin" is the paper's, see `round_robin`; it has no use for `order`. "adaptive"
-    looks for the best by simulated times: by "film_first" the shortest makespan, of these the
-    first segment finished earliest, of these the smallest sum of the times at which segments are
-    finished; by "plan_first" the storyboard earliest, then as before. Round robin is among the
-    candidates, so in the chosen order adaptive is never behind it. Raises ArgumentError.
+    looks for the best by simulated times. By "film_first" that is the shortest makespan, where a
+    first segment earlier by 50 s is worth 1 s of it, and all segments earlier by 1000 s as much;
+    by "plan_first" the earliest storyboard, then as before. Round robin is among the
+    candidates, so adaptive is never behind it in makespan, or by "plan_first" in storyboard.
+    Raises ArgumentError.
     """
     check_costs(work, teams, costs)
     if mode not in MODES:
@@ -71,7 +73,7 @@ def _schedule(
 
 
 def _merit(timeline: Timeline, order: str) -> tuple[float, ...]:
-    """The smaller the better; see `build_schedule`."""
+    """The smaller the better, for the last choice between what was found and round robin."""
     decoded = math.fsum(
         span.stop_s for spans in timeline.spans for span in spans if span.operation.kind == "decode"
     )
@@ -80,7 +82,7 @@ def _merit(timeline: Timeline, order: str) -> tuple[float, ...]:
 
 
 def _score(problem: Problem, order: str) -> Score:
-    """`_merit` as one number, for a search that can be drawn on by small gains."""
+    """What the search minimises; see `build_schedule`."""
     tasks = range(len(problem.tasks))
     decodes = [t for t in tasks if problem.tasks[t].kind == "decode"]
     first = [t for t in decodes if problem.segments[t] == 0]
@@ -90,7 +92,7 @@ def _score(problem: Problem, order: str) -> Score:
         end = board.end
         value = max(end) + SLACK * sum([end[t] for t in decodes]) / max(1, len(decodes))
         for task in first:
-            value += SLACK * end[task]
+            value += EARLY * end[task]
         if order == "plan_first" and plans:
             value += max([end[t] for t in plans]) / SLACK
         return value
@@ -108,10 +110,25 @@ def check_costs(work: Work, teams: int, costs: Costs) -> None:
     """Raises ArgumentError unless `costs` are good for `work` on `teams` teams."""
     if teams < 1:
         raise ArgumentError("a schedule needs a team", got=teams, wanted=">= 1")
+    _check_groups(work, costs)
+    named = [*costs.make.items(), *costs.refresh.items()]
+    named += [("hand_over", costs.hand_over), ("decode", costs.decode)]
+    for name, seconds in [*named, ("transfer", costs.transfer)]:
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ArgumentError("a cost is no duration", where=name, got=seconds, wanted=">= 0 s")
+    if costs.speeds and len(costs.speeds) != teams:
+        raise ArgumentError(
+            "one speed per team", got=f"{len(costs.speeds)} speeds", wanted=f"{teams}"
+        )
+    for speed in costs.speeds:
+        if not (math.isfinite(speed) and speed > 0):
+            raise ArgumentError("a speed out of range", got=speed, wanted="> 0")
+
+
+def _check_groups(work: Work, costs: Costs) -> None:
     known = [group.name for group in work.layout.groups]
     where = f"layout {work.layout.name}"
-    named = [*costs.make.items(), *costs.refresh.items()]
-    for name, _ in named:
+    for name in (*costs.make, *costs.refresh):
         if name not in known:
             raise ArgumentError(
                 "a cost for a group that the layout does not have",
@@ -122,19 +139,8 @@ def check_costs(work: Work, teams: int, costs: Costs) -> None:
     for task in work.tasks:
         if task.kind == "make" and task.group not in costs.make:
             raise ArgumentError("no cost for a group", where=where, wanted=task.group)
-    named += [("hand_over", costs.hand_over), ("decode", costs.decode)]
-    for name, seconds in [*named, ("transfer", costs.transfer)]:
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ArgumentError("a cost is no duration", where=name, got=seconds, wanted=">= 0 s")
     for name in costs.aside:
         if name not in ASIDE:
             raise ArgumentError(
                 "this kind of operation cannot run aside", got=name, wanted=" or ".join(ASIDE)
             )
-    if costs.speeds and len(costs.speeds) != teams:
-        raise ArgumentError(
-            "one speed per team", got=f"{len(costs.speeds)} speeds", wanted=f"{teams}"
-        )
-    for speed in costs.speeds:
-        if not (math.isfinite(speed) and speed > 0):
-            raise ArgumentError("a speed out of range", got=speed, wanted="> 0")

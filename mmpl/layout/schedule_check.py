@@ -55,6 +55,9 @@ class _Stage:
         self._fresh: list[Task | None] = [None for _ in self._lists]  # what a send may carry
         if not self._lists:
             raise SchedulingError("a schedule without teams")
+        for team, operations in enumerate(schedule.operations):
+            for operation in operations:
+                self._must_be_known(team, operation)
 
     def run(self, team: int) -> bool:
         """Executes the list of one team as far as it gets; whether it got anywhere."""
@@ -82,11 +85,7 @@ class _Stage:
             raise SchedulingError("never done", got=min(missing))
 
     def _execute(self, team: int, operation: Operation) -> None:
-        if operation.kind not in ("make", "hand_over", "decode", "send", "receive"):
-            raise SchedulingError("unknown kind of operation", got=operation.kind)
         if operation.kind in ("send", "receive"):
-            if operation.peer == team or not 0 <= operation.peer < len(self._lists):
-                raise SchedulingError("no such peer", got=operation.peer)
             (self._send if operation.kind == "send" else self._receive)(team, operation)
             return
         task = Task(operation.segment, operation.kind, operation.group)
@@ -102,6 +101,13 @@ class _Stage:
         self._happened.add(task)
         self._held[team].update(self._results(task))
         self._fresh[team] = task
+
+    def _must_be_known(self, team: int, operation: Operation) -> None:
+        if operation.kind in ("send", "receive"):
+            if operation.peer == team or not 0 <= operation.peer < len(self._lists):
+                raise SchedulingError("no such peer", where=f"team {team}", got=operation)
+        elif operation.kind not in ("make", "hand_over", "decode"):
+            raise SchedulingError("unknown kind of operation", where=f"team {team}", got=operation)
 
     def _attend(self, team: int, operation: Operation) -> None:
         """The clean passes before a make, and whether its context is then complete."""

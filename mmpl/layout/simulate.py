@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from mmpl.errors import ArgumentError, SchedulingError
+from mmpl.errors import SchedulingError
 from mmpl.layout.layout import needed
 from mmpl.layout.schedule_operations import Costs, Operation, Schedule
 from mmpl.layout.work import Task, Work
@@ -102,43 +102,6 @@ def makespan_bound(
         ends[task] = begin + costs.of(task)
     speeds = costs.speeds or (1.0,) * teams
     return max(math.fsum(loads) / math.fsum(speeds), max(ends.values(), default=0.0) / max(speeds))
-
-
-def gantt_text(timeline: Timeline, width: int) -> str:
-    """A chart of `width` columns: a line for each team, a time axis, and what the letters mean.
-
-    A letter stands for what the team does in the middle of its column: the group it makes (first
-    letter of its last word), `x` for a hand-over, `d` for a decode, a dot for nothing. Segments
-    1, 3, 5 ... are in capitals. What runs aside shows only where the team makes nothing.
-    """
-    if width < 1:
-        raise ArgumentError("a chart without columns", got=width, wanted=">= 1")
-    step = timeline.makespan_s / width
-    meanings: dict[str, str] = {}
-    rows: list[str] = []
-    for team, spans in enumerate(timeline.spans):
-        row = ["."] * width
-        for span in sorted(spans, key=lambda span: span.operation.kind == "make"):
-            operation = span.operation
-            if operation.kind in ("send", "receive") or not step:
-                continue
-            letter, meaning = _letter(operation)
-            meanings[letter] = meaning
-            first, last = (math.ceil(s / step - 0.5) for s in (span.start_s, span.stop_s))
-            shown = letter.upper() if operation.segment % 2 == 0 else letter
-            row[first:last] = shown * (last - first)
-        rows.append(f"team {team + 1:<3}|{''.join(row)}|")
-    end = f"{timeline.makespan_s:.6g} s"
-    rows.append(f"{'':8}|0{end:>{max(0, width - 1)}}|")
-    letters = ", ".join(f"{letter} {meaning}" for letter, meaning in meanings.items())
-    rows.append(f"{letters}; capitals: segments 1, 3, 5 ...; a dot: nothing")
-    return "\n".join(rows)
-
-
-def _letter(operation: Operation) -> tuple[str, str]:
-    if operation.kind == "make":
-        return operation.group.split("_")[-1][0].lower(), operation.group
-    return ("x", "hand-over") if operation.kind == "hand_over" else ("d", "decode")
 
 
 class _Clock:

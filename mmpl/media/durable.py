@@ -163,6 +163,30 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> bool:
     return status is not None
 
 
+def check_folder_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `OutputError` unless files could be written to the folder `path`, which may have to be
+    made first. Tries it in earnest, as `check_writable`, but makes no folder."""
+    where = Path(os.path.abspath(path))
+    while not os.path.lexists(where):
+        where = where.parent
+    if not where.is_dir():
+        raise output_error(path, NotADirectoryError(errno.ENOTDIR, ""))
+    try:
+        discard(begin(where / "any"))
+    except OutputError as error:
+        raise OutputError(error.what, where=os.fspath(path), todo=error.todo) from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make the folder `path` and those above it, where they are missing. Raises `OutputError`."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise output_error(path, NotADirectoryError(errno.ENOTDIR, "")) from error
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def _check_replaceable(
     path: str | os.PathLike[str], status: os.stat_result, overwrite: bool
 ) -> None:

@@ -120,6 +120,12 @@ def draw_spec(seed: int, *, held_out: bool | None = False, continuation: bool = 
     return spec
 
 
+def draw_spec_of(seed: int, shape: str, hue_bin: str, motion: str) -> ClipSpec:
+    """A clip of this shape, hue and motion; the integer seed draws all the rest."""
+    rng = np.random.default_rng(seed)
+    return _draw_motion(rng, shape, motion, _draw_hue(rng, hue_bin))
+
+
 def track(spec: ClipSpec, frames: tuple[int, int]) -> Track:
     """The object's path over `frames` = (start, stop), exact: the ground truth of a clip."""
     t = np.arange(*frames, dtype=np.float64) + spec.start_frame

@@ -24,7 +24,7 @@ from mmpl.train.teacher_forcing import Lesson, taught_flow
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.wan.config import DiTConfig, TextConfig
 from mmpl.wan.dit import DEFAULT_ENGINE, DiTParams, Engine, dit_from_flat, encode_context
-from mmpl.wan.flow import TRAIN_TIMESTEPS
+from mmpl.wan.flow import TRAIN_TIMESTEPS, shifted
 from mmpl.wan.text import TextParams, encode_text, text_from_flat, zero_pads
 from mmpl.wan.tokenizer import Tokenizer, clean_prompt
 
@@ -186,11 +186,6 @@ def _task_loss(
         engine=networks.engine,
     )
     return F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
-
-
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """Noise levels moved towards 1, as `mmpl.wan.flow` moves a schedule's."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:

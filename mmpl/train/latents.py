@@ -1,13 +1,13 @@
 """Pre-encoded training clips: shards of latents in a run folder, made once, resumable.
 
-A clip is its seed; captions are drawn again from it. Latents are stored before normalisation, so
-the statistics that a VAE config needs can be measured from the shards themselves.
+A clip is its seed; captions are drawn again from it. Latents are stored as the VAE makes them, so
+what makes them fit for a transformer (see `whitening`) can be measured from the shards themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def encode_shards(
 
     Raises ArgumentError when the folder holds latents of another VAE.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     made_by = {"vae": digest(to_flat(params))}
     for shard, start in enumerate(range(0, len(seeds), SHARD_CLIPS)):
         path = folder / f"shard-{shard:05d}.safetensors"
@@ -96,26 +96,6 @@ def read_shards(folder: Path) -> LatentClips:
         torch.cat([shard["z_BCTHW"] for shard in shards]),
         torch.cat([shard["seeds"] for shard in shards]),
     )
-
-
-def with_statistics(config: VAEConfig, clips: LatentClips) -> VAEConfig:
-    """The config with the latents' mean and standard deviation per channel, as measured."""
-    z = clips.z_BCTHW.float()
-    mean, std = z.mean(dim=(0, 2, 3, 4)), z.std(dim=(0, 2, 3, 4))
-    return replace(
-        config,
-        latent_mean=tuple(round(x, 5) for x in mean.tolist()),
-        latent_std=tuple(round(x, 5) for x in std.tolist()),
-    )
-
-
-def normalised(config: VAEConfig, clips: LatentClips) -> LatentClips:
-    """The clips with latents as the transformer sees them, float32."""
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1)
-        for values in (config.latent_mean, config.latent_std)
-    )
-    return LatentClips((clips.z_BCTHW.float() - mean) / std, clips.seeds)
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def train(
     from where it stands. Raises ArgumentError when the folder belongs to another recipe or setting,
     NumericError on a non-finite loss (the last good state stays).
     """
-    run.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(run)
     _check_recipe(run, recipe, setting)
     state = _begin(start, recipe)
     step = _restore(run, state)

@@ -1,60 +1,110 @@
-"""The embedded bundle weights/tiny: its sizes, its tasks, what it says it can do."""
+"""The blueprint of weights/tiny: its sizes, its training, what it says it can do."""
 
 from __future__ import annotations
 
+from mmpl.checkpoint.bundle import Configs
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
+from mmpl.layout.presets import SEGMENT_LATENTS, mmpl_i2v, mmpl_t2v
 from mmpl.train import grammar
 from mmpl.train.dit_loss import DiTTraining, course
+from mmpl.train.loop import Recipe
+from mmpl.train.pipeline import Blueprint, VAEStage
+from mmpl.train.vae_loss import detail, motion, segments, stills
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
+SHIFT = 2.0  # of timesteps towards noise, in training and sampling
 SIZE = 64  # pixels a side
-FPS = 16
-LATENTS = 21  # latent frames of a training clip, one segment
 LATENT_CHANNELS = 16
 TEXT_DIM = 64
 
-VAE = VAEConfig(
-    dim=24,
-    z_dim=LATENT_CHANNELS,
-    dim_mult=(1, 2, 4),
-    num_res_blocks=1,
-    temporal_downsample=(True, True),
-    patch_size=2,
-    latent_mean=(0.0,) * LATENT_CHANNELS,  # measured when the clips are encoded
-    latent_std=(1.0,) * LATENT_CHANNELS,
-)
-
-DIT = DiTConfig(
-    dim=128,
-    ffn_dim=512,
-    num_heads=4,
-    num_layers=8,
-    freq_dim=64,
-    text_dim=TEXT_DIM,
-    text_len=24,
-    in_dim=LATENT_CHANNELS,
-    out_dim=LATENT_CHANNELS,
-)
-
-
-def text_config(vocab_size: int) -> TextConfig:
-    """The text encoder over a tokenizer of that many pieces."""
-    return TextConfig(
-        vocab_size=vocab_size,
+CONFIGS = Configs(
+    dit=DiTConfig(
+        dim=128,
+        ffn_dim=512,
+        num_heads=4,
+        num_layers=8,
+        freq_dim=64,
+        text_dim=TEXT_DIM,
+        text_len=24,
+        in_dim=LATENT_CHANNELS,
+        out_dim=LATENT_CHANNELS,
+    ),
+    vae=VAEConfig(
+        dim=24,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=(1, 2, 4),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        patch_size=2,
+        latent_mean=(0.0,) * LATENT_CHANNELS,
+        latent_std=(1.0,) * LATENT_CHANNELS,
+    ),
+    text=TextConfig(
+        vocab_size=1,  # counted when the vocabulary is made
         dim=TEXT_DIM,
         dim_attn=TEXT_DIM,
         dim_ffn=128,
         num_heads=4,
         num_layers=2,
+    ),
+)
+
+
+def blueprint() -> Blueprint:
+    """All of it."""
+    return Blueprint(
+        configs=CONFIGS,
+        size=SIZE,
+        captions=20000,
+        vae_stages=vae_stages(),
+        clips=3072,
+        latents=SEGMENT_LATENTS,
+        beginnings=12288,  # at a tenth of a clip's cost
+        dit_training=dit_training(),
+        dit_recipe=Recipe(
+            steps=2900,
+            learning_rate=2e-3,
+            matrix_rate=1.5e-2,
+            warmup=100,
+            beta2=0.98,
+            ema_decay=0.995,
+        ),
+        defaults=defaults(),
     )
 
 
-def dit_training(frames: int) -> DiTTraining:
+def vae_stages() -> tuple[VAEStage, ...]:
+    """From single frames to whole segments."""
+    return (
+        VAEStage(
+            "vae-stills",
+            stills(SIZE),
+            Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.95),
+        ),
+        VAEStage(
+            "vae-motion",
+            motion(SIZE),
+            Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.97),
+        ),
+        VAEStage(
+            "vae-detail",
+            detail(SIZE),
+            Recipe(steps=2600, learning_rate=1e-3, matrix_rate=1.2e-2, warmup=20, ema_decay=0.99),
+        ),
+        VAEStage(
+            "vae-segments",
+            segments(SIZE),
+            Recipe(steps=230, learning_rate=5e-4, matrix_rate=6e-3, warmup=20, ema_decay=0.95),
+        ),
+    )
+
+
+def dit_training() -> DiTTraining:
     """Text-to-video and image-to-video mixed. Most on the first frames, which alone must be read
     off the text, and on the plan, which carries the story."""
     shares = {"init": 3.0, "second": 0.5, "plan": 2.0}
-    return DiTTraining((course(mmpl_t2v(), 0.75, shares), course(mmpl_i2v(), 0.25, shares)), frames)
+    courses = (course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares))
+    return DiTTraining(courses, frames=192, shift=SHIFT)
 
 
 def defaults() -> Defaults:
@@ -62,13 +112,13 @@ def defaults() -> Defaults:
     return Defaults(
         solver="unipc",
         steps=16,
-        shift=3.0,
-        guidance_scale=2.0,
+        shift=SHIFT,
+        guidance_scale=3.0,
         negative_prompt="",
         noise="unit",
         width=SIZE,
         height=SIZE,
-        fps=FPS,
+        fps=16,
         duration_s=30.0,
         sizes=(f"{SIZE}x{SIZE}",),
         vocabulary=tuple(grammar.vocabulary()),

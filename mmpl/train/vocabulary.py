@@ -15,7 +15,7 @@ _SPACE = "▁"
 _RARE = -20.0  # log-probability of a single character: for words that no caption has
 
 
-def make_tokenizer(captions: int = 20000) -> str:
+def make_tokenizer(captions: int) -> str:
     """The JSON of a Unigram tokenizer with umT5's special tokens: one piece per word of the
     captions of `captions` drawn clips, as probable as it is frequent, and single characters."""
     words = Counter(word for i in range(captions) for word in caption(draw_spec(i), i).split())

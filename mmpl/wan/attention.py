@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmpl.errors import ArgumentError
+from mmpl.wan.choices import BACKENDS
 
 
 class AttentionBackend(Protocol):
@@ -27,9 +28,6 @@ class AttentionBackend(Protocol):
         self, q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None
     ) -> Tensor: ...
 
-
-BACKENDS = ("flash3", "cudnn", "flash2", "sdpa")
-"""Names, fastest first on Hopper cards."""
 
 _MODULES = {"flash3": "flash_attn_interface", "flash2": "flash_attn"}
 _INSTALL = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from mmpl.errors import ArgumentError
 
@@ -146,8 +145,3 @@ class TextConfig:
                 "TextConfig.dim_attn must split into heads",
                 got=f"dim_attn {self.dim_attn}, num_heads {self.num_heads}",
             )
-
-
-def element_count(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Numbers held by tensors of these shapes."""
-    return sum(prod(shape) for shape in shapes.values())

@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
+from mmpl.wan.choices import SOLVERS
 
-Solver = Literal["unipc", "dpm++", "euler"]
-SOLVERS: tuple[str, ...] = get_args(Solver)
+Level = TypeVar("Level", float, Tensor)
 
 # velocity(x, timestep, index) -> v, of x's shape; timestep is on the model's 0..1000 scale.
 Velocity = Callable[[Tensor, float, int], Tensor]
@@ -86,6 +86,11 @@ def schedule(solver: str, steps: int, shift: float) -> Schedule:
     raise _unknown(solver)
 
 
+def shifted(sigma: Level, shift: float) -> Level:
+    """Noise levels in 0..1 moved towards 1, both ends kept: a number or a tensor of any shape."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
 def unipc_schedule(steps: int, shift: float) -> Schedule:
     """Wan2.1's default: from 0.999 before the shift, whole timesteps (fm_solvers_unipc.py)."""
     _check(steps, shift)
@@ -115,7 +120,7 @@ def euler_schedule(
             wanted="0 <= sigma_min < 1, and above 0 without extra_one_step",
         )
     points = _linspace(1.0, sigma_min, steps + extra_one_step)[:steps]
-    sigmas = [_shifted(s, shift) for s in points]
+    sigmas = [shifted(s, shift) for s in points]
     return Schedule(tuple(TRAIN_TIMESTEPS * s for s in sigmas), (*sigmas, 0.0))
 
 
@@ -350,13 +355,9 @@ def _linspace(first: float, last: float, count: int) -> list[float]:
     return [first + i * spacing for i in range(count)]
 
 
-def _shifted(s: float, shift: float) -> float:
-    return shift * s / (1.0 + (shift - 1.0) * s)
-
-
 def _whole_timesteps(points: Sequence[float], shift: float) -> Schedule:
     """The model of UniPC and DPM++ is told a truncated timestep; sigma stays unrounded."""
-    sigmas = [_shifted(s, shift) for s in points]
+    sigmas = [shifted(s, shift) for s in points]
     return Schedule(tuple(float(int(TRAIN_TIMESTEPS * s)) for s in sigmas), (*sigmas, 0.0))
 
 

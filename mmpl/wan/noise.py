@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
+from mmpl.wan.choices import NOISE_MODES, NoiseMode
 
-# start: what a latent frame is denoised from; renoise: fresh noise between few-step predictions;
-# mix: the share of its own that a frame adds to its anchors' noise; train: training draws.
-Purpose = Literal["start", "renoise", "mix", "train"]
-PURPOSES: tuple[str, ...] = get_args(Purpose)  # a purpose's number is its place here
-
-AnchorMode = Literal["off", "paper", "unit"]
-ANCHOR_MODES: tuple[str, ...] = get_args(AnchorMode)
+# start: what a latent frame is denoised from; renoise: what few-step sampling (`flow.few_step`)
+# noises a prediction with again.
+Purpose = Literal["start", "renoise"]
+PURPOSES: tuple[str, ...] = get_args(Purpose)  # a purpose's number is its place here: only append
 
 _Words = NDArray[np.uint64]
 _Floats = NDArray[np.float64]
@@ -99,7 +97,7 @@ def philox(counter: _Words, key: tuple[int, int]) -> _Words:
 
 
 def mix_anchor_noise(
-    mode: AnchorMode,
+    mode: NoiseMode,
     own: Tensor,
     near: Tensor,
     far: Tensor,
@@ -115,8 +113,8 @@ def mix_anchor_noise(
       the 1 that the model was trained on.
     - "unit": (alpha near + (1 - alpha) far + beta own), divided to variance 1.
     """
-    if mode not in ANCHOR_MODES:
-        raise ArgumentError("unknown noise mode", got=mode, wanted=", ".join(ANCHOR_MODES))
+    if mode not in NOISE_MODES:
+        raise ArgumentError("unknown noise mode", got=mode, wanted=", ".join(NOISE_MODES))
     if not (0.0 <= alpha <= 1.0 and 0.0 <= beta < math.inf):
         raise ArgumentError(
             "shares of the anchor noise",

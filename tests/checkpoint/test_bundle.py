@@ -20,10 +20,9 @@ from mmpl.checkpoint.bundle import (
     model_from_state_dicts,
     write_bundle,
 )
-from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, WAN_NEGATIVE_PROMPT
+from mmpl.checkpoint.defaults import WAN_NEGATIVE_PROMPT
 from mmpl.checkpoint.names import Kind, to_diffusers
 from mmpl.errors import ArgumentError, CheckpointError, OutputError
-from mmpl.wan import flow, noise
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.params import to_flat
 from tests.checkpoint import worlds
@@ -301,11 +300,6 @@ def test_defaults_are_those_of_wan() -> None:
     defaults = Defaults()
     assert (defaults.solver, defaults.steps) == (t2v["solver"], t2v["steps"])
     assert (defaults.shift, defaults.guidance_scale) == (t2v["shift"], t2v["guide_scale"])
-
-
-def test_names_of_solvers_and_noise_modes_are_the_networks_own() -> None:
-    assert tuple(flow.SOLVERS) == SOLVERS
-    assert NOISE_MODES == noise.ANCHOR_MODES
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ WORDS = ("red", "circle", "moves", "right")
 DEFAULTS = Defaults(width=64, height=64, steps=8, vocabulary=WORDS, examples=("a red circle",))
 
 
-def random_state(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+def random_state(shapes: Shapes, seed: int, *, scale: float = 1.0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def dit_state(seed: int = 0) -> dict[str, Tensor]:

@@ -12,31 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmpl.checkpoint.bundle import model_from_state_dicts, write_bundle
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.checkpoint.folder import Configs
 from mmpl.cli.gen import main
-from mmpl.wan.config import DiTConfig, VAEConfig
-from mmpl.wan.dit_params import dit_shapes
-from mmpl.wan.params import Shapes
-from mmpl.wan.text import text_shapes
-from mmpl.wan.vae import vae_shapes
 from tests.checkpoint import worlds
+from tests.small import small_model, write_small
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "red circle moves right"
 SIZE = 64
-CONFIGS = Configs(
-    dit=DiTConfig(
-        dim=24, ffn_dim=32, num_heads=2, num_layers=1, freq_dim=16, text_dim=24, text_len=8,
-        in_dim=4, out_dim=4,
-    ),
-    vae=VAEConfig(
-        dim=4, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1, temporal_downsample=(True, True),
-        patch_size=2, latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4,
-    ),
-    text=worlds.CONFIGS.text,
-)  # fmt: skip
 DEFAULTS = Defaults(
     width=SIZE,
     height=SIZE,
@@ -47,36 +30,14 @@ DEFAULTS = Defaults(
 )
 
 
-def small_state(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
-    """Random weights that keep activations in the range of a trained network's."""
-    return {name: 0.2 * tensor for name, tensor in worlds.random_state(shapes, seed).items()}
-
-
 def write_model(
     folder: Path, *, defaults: Defaults = DEFAULTS, seed: int = 0, broken: bool = False
 ) -> Path:
-    """A bundle of the toy sizes; a `broken` one holds a NaN."""
-    dit = small_state(dit_shapes(CONFIGS.dit), seed)
+    """A bundle of the small model; a `broken` one holds a NaN."""
+    model = small_model(defaults, seed=seed)
     if broken:
-        dit["head.head.bias"][0] = torch.nan
-    model = model_from_state_dicts(
-        dit=dit,
-        vae=small_state(vae_shapes(CONFIGS.vae), seed + 1),
-        text=small_state(text_shapes(CONFIGS.text), seed + 2),
-        tokenizer_json=worlds.tokenizer_json(),
-        configs=CONFIGS,
-        defaults=defaults,
-    )
-    write_bundle(
-        folder,
-        dit=model.dit,
-        vae=model.vae,
-        text=model.text,
-        configs=CONFIGS,
-        tokenizer_json=worlds.tokenizer_json(),
-        defaults=defaults,
-    )
-    return folder
+        model.dit.head.head.bias[0] = torch.nan
+    return write_small(folder, model)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.cli.arguments import ATTENTION, FLAGS, help_text, parse
+from mmpl.cli.arguments import FLAGS, help_text, parse
 from mmpl.errors import ArgumentError
-from mmpl.wan.attention import BACKENDS
+from mmpl.layout.mesh import Mesh
 
 ALIASES = {
     "--ckpt_dir": "model_path",
@@ -24,7 +24,7 @@ ALIASES = {
     "--base_seed": "seed",
     "--save_file": "output",
 }
-SWITCHES = {"overwrite", "no_metadata", "examples", "quiet", "debug", "version"}
+SWITCHES = {"dry_run", "json", "overwrite", "no_metadata", "examples", "quiet", "debug", "version"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ SWITCHES = {"overwrite", "no_metadata", "examples", "quiet", "debug", "version"}
         ("--device", "cuda:1", {"device": "cuda:1"}),
         ("--noise", "paper", {"noise": "paper"}),
         ("--layout", "mmpl_i2v", {"layout": "mmpl_i2v"}),
+        ("--gpus", "0,2", {"gpus": (0, 2)}),
+        ("--parallel", "2x2x1", {"parallel": Mesh(2, 2, 1)}),
+        ("--parallel", "auto", {"parallel": None}),
+        ("--stage_seconds", "25,1.5", {"stage_seconds": (25.0, 1.5)}),
     ],
 )
 def test_values(flag: str, text: str, wanted: dict[str, Any]) -> None:
@@ -63,6 +67,7 @@ def test_names_of_other_programs(alias: str, name: str) -> None:
 def test_every_flag_takes_hyphens() -> None:
     values = {"size": "64x64", "seeding": "midpoint", "noise": "off", "layout": "chunked_3"}
     values |= {"solver": "euler", "device": "cpu", "dtype": "float32", "attention": "sdpa"}
+    values |= {"schedule": "adaptive", "order": "plan_first", "parallel": "2x1x1", "link": "pcie"}
     for flag in FLAGS:
         for name in (flag.name, *flag.aliases):
             value = [] if flag.name in SWITCHES else [values.get(flag.name, "7")]
@@ -132,7 +137,3 @@ def test_help_shows_the_defaults_of_the_model() -> None:
     for shown in ("[17]", "[96x64]", "[12s]", "[off]", "[unipc]"):
         assert shown in text
     assert "as the model says" not in text
-
-
-def test_attention_backends_are_those_of_the_networks() -> None:
-    assert ("auto", *BACKENDS) == ATTENTION

@@ -45,7 +45,7 @@ BAD_FLAGS = [
     (["--prompt", "x", "--beta", "nan"], 2, "beta is out of range"),
     (["--prompt", "x", "--seed", "-2"], 2, "seed is out of range"),
     (["--prompt", "x", "--seed", str(2**63)], 2, "seed is out of range"),
-    (["--prompt", "x", "--threads", "0"], 2, "threads is out of range"),
+    (["--prompt", "x", "--threads", "0"], 2, "--threads has a wrong value; got '0'; wanted a"),
     (["--prompt", "x", "--solver", "magic"], 2, "one of unipc, dpm++, euler"),
     (["--prompt", "x", "--layout", "chunked_3", "--seeding", "midpoint"], 2, "middle keyframes"),
     (["--prompt", "x", "--model_path", "missing"], 3, "no such model folder"),

@@ -194,3 +194,31 @@ def test_check_writable_refuses_what_is_no_name(tmp_path: Path, name: str):
     with pytest.raises(ArgumentError, match="not a file name") as caught:
         durable.check_writable(tmp_path / name, overwrite=False)
     assert str(caught.value).isprintable()
+
+
+def test_a_folder_is_tried_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "here").mkdir()
+    for good in ("here", "new", "new/below"):
+        durable.check_folder_writable(tmp_path / good)
+    for bad in ("file", "file/below"):
+        for function in (durable.check_folder_writable, durable.make_folder):
+            with pytest.raises(OutputError, match=f"{bad}: cannot write: .* not a folder"):
+                function(tmp_path / bad)
+    assert sorted(os.listdir(tmp_path)) == ["file", "here"]
+    monkeypatch.chdir(tmp_path)
+    durable.make_folder("new/below")
+    durable.make_folder("new/below")
+    assert (tmp_path / "new" / "below").is_dir()
+    assert os.listdir("here") == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=r"new/below: cannot write: no permission"):
+        durable.check_folder_writable(tmp_path / "new" / "below")

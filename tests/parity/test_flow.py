@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpl.wan import flow
+from mmpl.wan.choices import SOLVERS
 from tests.parity import golden
 
 TOLERANCE = 1e-5  # relative
@@ -20,7 +21,7 @@ MASKS = sorted(path.stem for path in golden.FOLDER.glob("mmpl_training_mask*.saf
 
 
 def test_there_are_recordings() -> None:
-    assert {solver_of(run) for run in RUNS} == set(flow.SOLVERS)
+    assert {solver_of(run) for run in RUNS} == set(SOLVERS)
     assert TABLES
     assert MASKS
 

@@ -11,7 +11,7 @@ import torch
 
 from mmpl.checkpoint import sizes
 from mmpl.checkpoint.names import Kind, official, to_diffusers, to_official
-from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig, element_count
+from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.dit_params import dit_from_flat, dit_shapes
 from mmpl.wan.params import to_flat
 from mmpl.wan.text import text_from_flat, text_shapes
@@ -106,7 +106,6 @@ def test_tree_builds_on_meta(name: str) -> None:
     again = to_flat(tree)
     assert again.keys() == recorded(name).keys()
     assert all(again[key] is flat[key] for key in flat)
-    assert sum(leaf.numel() for leaf in again.values()) == element_count(recorded(name))
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmpl.layout.layout import Layout
-from mmpl.layout.mask import Mask, group_context_mask, released_i2v_mask, training_mask
+from mmpl.layout.mask import Mask, released_i2v_mask, training_mask
 from mmpl.layout.presets import PRESETS, by_name
 from mmpl.train.teacher_forcing import Lesson, lesson, taught_flow
 from mmpl.wan import flow
@@ -114,19 +113,6 @@ def by_pieces_of_groups(w: World, run: str, params: DiTParams) -> Parts:
         yield taught(w, run, params, lesson(w.layout, [group]))
 
 
-def by_masks_of_groups(w: World, run: str, params: DiTParams) -> Parts:
-    """One group at a time under its own mask."""
-    for group in w.layout.groups:
-        own = group_context_mask(w.layout, group)
-        clean, noisy = list(own.clean), list(own.noisy)
-        mask_TT = torch.tensor(own.mask, dtype=torch.bool)
-        x_BCTHW = torch.cat((w.clean[:, :, clean], w.noisy(run)[:, :, noisy]), dim=2)
-        t_BT = F.pad(w.timesteps(run)[:, noisy], (len(clean), 0))
-        frames = Frames((*clean, *noisy), mask_LL=token_mask(mask_TT, w.meta["frame_tokens"]))
-        flow_BCTHW = dit(params, w.config, x_BCTHW, t_BT, w.text(run, params), frames=frames)
-        yield noisy, flow_BCTHW[:, :, len(clean) :]
-
-
 def taught(w: World, run: str, params: DiTParams, lesson: Lesson) -> tuple[list[int], Tensor]:
     clean, noisy = list(lesson.clean), list(lesson.noisy)
     z_BCTHW, x_BCTHW, t_BT = w.clean[:, :, clean], w.noisy(run)[:, :, noisy], w.timesteps(run)
@@ -194,7 +180,7 @@ def test_gradients(file: str, run: str) -> None:
     assert norms == pytest.approx(w.meta["grad_norms"], rel=NORM)
 
 
-@pytest.mark.parametrize("way", [by_pieces, by_pieces_of_groups, by_masks_of_groups])
+@pytest.mark.parametrize("way", [by_pieces, by_pieces_of_groups])
 @pytest.mark.parametrize(("file", "run"), RUNS)
 def test_other_ways_give_the_numbers_of_the_mask(file: str, run: str, way: Way) -> None:
     got, wanted = trained(way, file, run), trained(by_mask, file, run)

@@ -1,6 +1,13 @@
-"""The VAE against recorded runs of the reference: encode, decode, one frame, odd lengths."""
+"""The VAE against recorded runs of the reference: encode, decode, one frame, odd lengths.
+
+A file holds pixels `video*` with latents `latent*` and `image*` with `image*_latent`; what they
+decode to, `decoded*` and, of the first latent frame alone, `decoded_first*`; and steps on the way
+to `latent`: `encoder_raw`, `moments`, `latent_unscaled`.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import pytest
 from torch import Tensor
@@ -10,7 +17,36 @@ from mmpl.wan.config import VAEConfig
 from tests.parity import golden
 
 TOLERANCE = 2e-5
-Setup = tuple[vae.VAEParams, VAEConfig, dict[str, Tensor]]
+FILES = sorted(
+    path.stem
+    for path in golden.FOLDER.glob("vae_*.safetensors")
+    if not path.stem.endswith(".weights")
+)
+NAMES = [(file, name) for file in FILES for name in sorted(golden.load(file))]
+
+
+def latents_of(pixels: str) -> str:
+    """The name of the latents of recorded pixels."""
+    return f"{pixels}_latent" if pixels.startswith("image") else pixels.replace("video", "latent")
+
+
+ENCODED = [
+    (file, name)
+    for file, name in NAMES
+    if name.startswith(("video", "image")) and not name.endswith("_latent")
+]
+STEPS = [(file, name) for file, name in NAMES if name in ("encoder_raw", "moments")]
+FIRST = [(file, name) for file, name in NAMES if name.startswith("decoded_first")]
+DECODED = [
+    (file, name) for file, name in NAMES if name.startswith("decoded") and (file, name) not in FIRST
+]
+
+
+@cache
+def network(file: str) -> tuple[vae.VAEParams, VAEConfig]:
+    weights = golden.metadata(file)["weights"].removesuffix(".safetensors")
+    config = config_of(golden.metadata(weights)["config"])
+    return vae.vae_from_flat(golden.load(weights), config), config
 
 
 def config_of(recorded: dict) -> VAEConfig:
@@ -26,41 +62,40 @@ def config_of(recorded: dict) -> VAEConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def setup() -> Setup:
-    config = config_of(golden.metadata("vae_tiny.weights")["config"])
-    params = vae.vae_from_flat(golden.load("vae_tiny.weights"), config)
-    return params, config, golden.load("vae_tiny")
+@cache
+def recorded(file: str) -> dict[str, Tensor]:
+    return golden.load(file)
 
 
-def test_encode_gives_the_recorded_features_moments_and_latents(setup: Setup) -> None:
-    params, config, recorded = setup
-    features, _ = vae.encode_features(params, config, recorded["video"])
-    moments, _ = vae.encode_moments(params, config, recorded["video"])
-    latent, _ = vae.encode(params, config, recorded["video"])
-    assert golden.worst(features, recorded["encoder_raw"]) < TOLERANCE
-    assert golden.worst(moments, recorded["moments"]) < TOLERANCE
-    assert golden.worst(moments[:, : config.z_dim], recorded["latent_unscaled"]) < TOLERANCE
-    assert golden.worst(latent, recorded["latent"]) < TOLERANCE
+def test_there_are_recordings() -> None:
+    assert all((ENCODED, STEPS, DECODED, FIRST))
 
 
-@pytest.mark.parametrize(
-    ("pixels", "latents"), [("image", "image_latent"), ("video_odd", "latent_odd")]
-)
-def test_encode_of_an_image_and_of_an_odd_length(setup: Setup, pixels: str, latents: str) -> None:
-    params, config, recorded = setup
-    latent, _ = vae.encode(params, config, recorded[pixels])
-    assert golden.worst(latent, recorded[latents]) < TOLERANCE
+@pytest.mark.parametrize(("file", "name"), ENCODED)
+def test_encode(file: str, name: str) -> None:
+    latent, _ = vae.encode(*network(file), recorded(file)[name])
+    assert golden.worst(latent, recorded(file)[latents_of(name)]) < TOLERANCE
 
 
-@pytest.mark.parametrize(("latents", "pixels"), [("latent", "decoded"), ("latent2", "decoded2")])
-def test_decode_gives_the_recorded_pixels(setup: Setup, latents: str, pixels: str) -> None:
-    params, config, recorded = setup
-    video, _ = vae.decode(params, config, recorded[latents])
-    assert golden.worst(video, recorded[pixels]) < TOLERANCE
+@pytest.mark.parametrize(("file", "name"), STEPS)
+def test_steps_of_encoding(file: str, name: str) -> None:
+    params, config = network(file)
+    tensors = recorded(file)
+    step = {"encoder_raw": vae.encode_features, "moments": vae.encode_moments}[name]
+    got, _ = step(params, config, tensors["video"])
+    assert golden.worst(got, tensors[name]) < TOLERANCE
+    if name == "moments":
+        assert golden.worst(got[:, : config.z_dim], tensors["latent_unscaled"]) < TOLERANCE
 
 
-def test_decode_of_the_first_latent_alone(setup: Setup) -> None:
-    params, config, recorded = setup
-    video, _ = vae.decode(params, config, recorded["latent"][:, :, :1])
-    assert golden.worst(video, recorded["decoded_first"]) < TOLERANCE
+@pytest.mark.parametrize(("file", "name"), DECODED)
+def test_decode(file: str, name: str) -> None:
+    video, _ = vae.decode(*network(file), recorded(file)[name.replace("decoded", "latent")])
+    assert golden.worst(video, recorded(file)[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("file", "name"), FIRST)
+def test_decode_of_the_first_latent_frame_alone(file: str, name: str) -> None:
+    latent = recorded(file)[name.replace("decoded_first", "latent")]
+    video, _ = vae.decode(*network(file), latent[:, :, :1])
+    assert golden.worst(video, recorded(file)[name]) < TOLERANCE

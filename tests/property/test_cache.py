@@ -14,15 +14,12 @@ from torch import Tensor
 from mmpl.errors import ArgumentError
 from mmpl.wan.attention import Piece, token_mask
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
-from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import CrossKV, DiTParams, Frames, dit, dit_from_flat, dit_shapes, encode_context
 from mmpl.wan.params import to_flat, tree_map
+from tests.small import CONFIGS, small_dit
 
 TOLERANCE = 1e-5
-CONFIG = DiTConfig(
-    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=6, text_len=3, in_dim=4,
-    out_dim=4,
-)  # fmt: skip
+CONFIG = CONFIGS.dit
 HEIGHT, WIDTH = 2, 4
 FRAME_TOKENS = CONFIG.frame_tokens(HEIGHT, WIDTH)
 seeds = st.integers(0, 2**31)
@@ -87,12 +84,7 @@ def layouts(draw: st.DrawFn) -> Case:
 
 @memoised
 def params() -> DiTParams:
-    generator = torch.Generator().manual_seed(1)
-    flat = {
-        name: 0.3 * torch.randn(shape, generator=generator)
-        for name, shape in dit_shapes(CONFIG).items()
-    }
-    return dit_from_flat(flat, CONFIG)
+    return small_dit()
 
 
 def inputs(batch: int, frames: int, seed: int) -> tuple[Tensor, Tensor, CrossKV]:

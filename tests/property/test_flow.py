@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError
 from mmpl.wan import flow
+from mmpl.wan.choices import SOLVERS
 
-solvers = st.sampled_from(flow.SOLVERS)
+solvers = st.sampled_from(SOLVERS)
 step_counts = st.integers(1, 100)
 shifts = st.floats(0.5, 20.0)
 
@@ -109,7 +110,7 @@ def test_one_model_call_a_step(solver: str, steps: int) -> None:
     assert shown == list(range(steps))
 
 
-@pytest.mark.parametrize("solver", flow.SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_half_precision_is_rounded_only_between_steps(solver: str) -> None:
     made = flow.schedule(solver, 5, 5.0)
     x, v = X.bfloat16(), OTHER.bfloat16()

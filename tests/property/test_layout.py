@@ -20,7 +20,6 @@ from mmpl.layout.mask import (
     Mask,
     causal_mask,
     dense_blocks,
-    group_context_mask,
     released_i2v_mask,
     training_mask,
 )
@@ -204,18 +203,6 @@ def test_dense_blocks_of_t2v() -> None:
         Block("fill_tail", False, (*range(13), 19, 20), tail),
     )
     assert sum(block.pairs for block in blocks) == 416
-
-
-def test_training_one_group_takes_in_what_its_context_was_made_from() -> None:
-    layout = mmpl_t2v()
-    context = group_context_mask(layout, layout.group("fill_head"))
-    assert context.clean == (0, 1, 2, 3, 10, 11, 12, 19, 20)
-    assert context.noisy == (4, 5, 6, 7, 8, 9)
-    assert rows(context.mask) == (
-        ["110000000" + "000000"] * 2 + ["111111111" + "000000"] * 7 + ["111111100" + "111111"] * 6
-    )
-    first = group_context_mask(layout, layout.group("init"))
-    assert (first.clean, first.noisy, rows(first.mask)) == ((), (0, 1), ["11", "11"])
 
 
 # ---------------------------------------------------------------- slots of the presets
@@ -422,18 +409,6 @@ def test_dense_blocks_are_the_part_of_the_mask_that_reaches_a_noisy_frame(layout
         keys = [*block.context, *(offset + frame for frame in block.frames)]
         got += [(offset + query, key) for query in block.frames for key in keys]
     assert sorted(got) == sorted(wanted)
-
-
-@given(layouts())
-def test_one_group_at_a_time_is_the_full_mask_restricted(layout: Layout) -> None:
-    mask = training_mask(layout)
-    for group in layout.groups:
-        context = group_context_mask(layout, group)
-        index = [*context.clean, *(layout.frames + frame for frame in context.noisy)]
-        assert context.noisy == group.frames
-        assert context.mask == tuple(tuple(mask[q][k] for k in index) for q in index)
-        outside = set(range(2 * layout.frames)) - set(index)
-        assert not any(mask[q][k] for q in index for k in outside), "something seen is left out"
 
 
 @given(layouts(), st.data())

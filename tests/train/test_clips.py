@@ -12,7 +12,7 @@ import torch
 
 from mmpl.errors import ArgumentError
 from mmpl.train import grammar
-from mmpl.train.clip_spec import CANVAS, REACH, Background
+from mmpl.train.clip_spec import CANVAS, REACH, Background, draw_spec_of
 from mmpl.train.clips import (
     ClipSpec,
     caption,
@@ -194,6 +194,14 @@ def test_held_out_prompts_cover_everything_evenly() -> None:
         counts = Counter(row[place] for row in prompts)
         assert set(counts) == set(kinds)
         assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_a_clip_of_every_held_out_prompt() -> None:
+    for seed, (_, *wanted) in enumerate(grammar.held_out_prompts(32)):
+        spec = draw_spec_of(seed, *wanted)
+        assert [spec.shape, spec.hue_bin, spec.motion] == wanted
+        assert spec == draw_spec_of(seed, *wanted)
+        assert spec != draw_spec_of(seed + 1, *wanted)
 
 
 def test_unknown_words_are_found() -> None:

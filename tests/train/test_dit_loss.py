@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,13 @@ from mmpl.train.latents import (
     LatentClips,
     clip_of,
     encode_shards,
-    normalised,
     read_shards,
-    with_statistics,
 )
 from mmpl.train.loop import Weights
 from mmpl.train.start import start_transformer, start_vae
 from mmpl.train.vocabulary import make_tokenizer
 from mmpl.wan import vae
-from mmpl.wan.config import DiTConfig, TextConfig
+from mmpl.wan.config import TextConfig
 from mmpl.wan.dit import dit_shapes
 from mmpl.wan.text import text_shapes
 from mmpl.wan.tokenizer import Tokenizer
@@ -44,16 +43,11 @@ def data() -> Data:
 
 
 SEEDS = range(0, 2 * SHARD_CLIPS, 2)
-DIT = DiTConfig(
-    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_len=24,
-    in_dim=CHANNELS, out_dim=CHANNELS,
-)  # fmt: skip
+DIT = CONFIGS.dit
 
 
 def text_config(tokenizer: Tokenizer) -> TextConfig:
-    return TextConfig(
-        vocab_size=tokenizer.vocab_size, dim=16, dim_attn=16, dim_ffn=16, num_heads=2, num_layers=1
-    )
+    return replace(CONFIGS.text, vocab_size=tokenizer.vocab_size)
 
 
 def start(tokenizer: Tokenizer) -> Weights:
@@ -70,7 +64,7 @@ def test_every_caption_word_is_one_token(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("zyzzyva", 64)) > 2, "unknown words are spelled"
 
 
-def test_shards_are_encoded_once_and_normalise_to_unit_spread(tmp_path: Path) -> None:
+def test_shards_are_encoded_once(tmp_path: Path) -> None:
     config = CONFIGS.vae
     params = vae.vae_from_flat(start_vae(config, 0), config)
     done = list(encode_shards(params, config, tmp_path, seeds=SEEDS, latents=3, size=16))
@@ -84,9 +78,7 @@ def test_shards_are_encoded_once_and_normalise_to_unit_spread(tmp_path: Path) ->
         list(encode_shards(other, config, tmp_path, seeds=SEEDS, latents=3, size=16))
     stored = read_shards(tmp_path)
     assert stored.seeds.tolist() == list(SEEDS)
-    z = normalised(with_statistics(config, stored), stored).z_BCTHW
-    torch.testing.assert_close(z.mean(dim=(0, 2, 3, 4)), torch.zeros(CHANNELS), atol=1e-3, rtol=0)
-    torch.testing.assert_close(z.std(dim=(0, 2, 3, 4)), torch.ones(CHANNELS), atol=1e-3, rtol=0)
+    assert stored.z_BCTHW.shape == (SHARD_CLIPS, CHANNELS, 3, 2, 2)
     with pytest.raises(ArgumentError, match="no latents"):
         read_shards(tmp_path / "empty")
 

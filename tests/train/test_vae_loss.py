@@ -6,15 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from mmpl.train import tiny
 from mmpl.train.start import start_vae
 from mmpl.train.vae_loss import VAETraining, View, vae_loss
 from mmpl.wan import vae
-from mmpl.wan.config import VAEConfig
 
-CONFIG = VAEConfig(
-    dim=24, z_dim=12, dim_mult=(1, 1, 1), num_res_blocks=1, temporal_downsample=(True, True),
-    patch_size=2, latent_mean=(0.0,) * 12, latent_std=(1.0,) * 12,
-)  # fmt: skip
+CONFIG = replace(tiny.CONFIGS.vae, dim_mult=(1, 1, 1))  # narrower at the bottom
 TRAINING = VAETraining(32, (View(2, 1, 16), View(1, 5, 16)), latent_noise=0.1, handover_every=2)
 
 

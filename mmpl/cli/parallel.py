@@ -1,0 +1,95 @@
+"""By how many processes a film is made, as the flags say: their devices, their mesh, their start.
+
+No torch here: what can be refused is refused before any process is started.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from mmpl.checkpoint.folder import ModelFolder
+from mmpl.cli import ranks
+from mmpl.cli.shell import Console, cores
+from mmpl.errors import ArgumentError
+from mmpl.film.settings import Film
+from mmpl.layout.mesh import Mesh, check_mesh
+from mmpl.media.durable import sweep
+
+MOST_RANKS = 256
+PATIENCE_S = 60.0
+
+
+def make(
+    argv: list[str],
+    settings: Mapping[str, Any],
+    film: Film,
+    folder: ModelFolder,
+    wanted: list[str],
+    output: str,
+    console: Console,
+) -> None:
+    """Makes the film by one process on each of the devices `wanted`."""
+    if "parallel" not in settings:
+        wanted = _useful(wanted, film, console)
+    job_dir = settings.get("job_dir", f"{output}.job")
+    threads = settings.get("threads", max(1, cores() // len(wanted)))
+    mesh = mesh_of(settings, film, folder, len(wanted))
+    ranks.supervise(
+        argv,
+        {"seed": film.seed, "job_dir": job_dir, "threads": threads},
+        wanted[: mesh.ranks],
+        mesh,
+        patience_s=settings.get("rank_timeout", PATIENCE_S),
+        clean=lambda: sweep(output),
+        console=console,
+    )
+    if "job_dir" not in settings:
+        shutil.rmtree(job_dir, ignore_errors=True)
+
+
+def devices(settings: Mapping[str, Any]) -> list[str]:
+    """The devices of the processes to start; none where this process makes the film itself."""
+    number, gpus = settings.get("ranks"), settings.get("gpus")
+    if number is not None and gpus is not None:
+        raise ArgumentError("--ranks are on the CPU and --gpus are not", wanted="one of them")
+    if gpus is not None:
+        return [f"cuda:{index}" for index in gpus]
+    if number is not None and not 1 <= number <= MOST_RANKS:
+        raise ArgumentError("ranks is out of range", got=number, wanted=f"1 to {MOST_RANKS}")
+    if number is not None and settings.get("device", "cpu") not in ("auto", "cpu"):
+        raise ArgumentError("--ranks are on the CPU", got=f"--device {settings['device']}")
+    return ["cpu"] * number if number is not None and number > 1 else []
+
+
+def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
+    """No more of them than the film can keep busy."""
+    most = 2 * film.segments  # each segment has two groups to populate at once, at most
+    if len(devices) <= most:
+        return devices
+    console.warn(
+        f"{len(devices)} processes are more than {_counted(film.segments)} can use: "
+        f"going on with {most}"
+    )
+    return devices[:most]
+
+
+def mesh_of(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number: int) -> Mesh:
+    """How `number` processes share the work; by the cost model it may be fewer of them."""
+    mesh = settings.get("parallel", Mesh(number))
+    if mesh is None:
+        from mmpl.cli import dry_run
+
+        wanted = {**settings, "ranks": number, "parallel": None}
+        return dry_run.predict(dry_run.plan_of(film, folder, wanted)).mesh
+    if mesh.ranks != number:
+        raise ArgumentError(
+            "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
+        )
+    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
+    return mesh
+
+
+def _counted(segments: int) -> str:
+    return f"{segments} segment{'' if segments == 1 else 's'}"

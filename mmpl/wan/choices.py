@@ -1,0 +1,16 @@
+"""The names of what can be chosen in the networks' sampling, as flags and config files have them.
+
+The one list of each. No torch here, so that the command line refuses a wrong name at once.
+"""
+
+from typing import Literal, get_args
+
+SOLVERS = ("unipc", "dpm++", "euler")
+"""Of `mmpl.wan.flow`."""
+
+NoiseMode = Literal["off", "paper", "unit"]
+NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
+"""Of `mmpl.wan.noise.mix_anchor_noise`."""
+
+BACKENDS = ("flash3", "cudnn", "flash2", "sdpa")
+"""Of `mmpl.wan.attention`, fastest first on Hopper cards."""

@@ -1,0 +1,84 @@
+"""A bundle from nothing, on a toy scale: every stage, resumed, put together and used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmpl.checkpoint.bundle import load_model
+from mmpl.errors import ArgumentError
+from mmpl.generate import Frames, Request, generate
+from mmpl.train import loop, pipeline, tiny
+from mmpl.train.pipeline import Blueprint, bundle, encode_clips, train_dit, train_vae
+from tests.small import small_blueprint
+
+BLUEPRINT = small_blueprint()
+CONFIGS = BLUEPRINT.configs
+STAGES: tuple[Callable[[Blueprint, Path], Iterator[object]], ...] = (
+    train_vae,
+    encode_clips,
+    train_dit,
+)
+
+
+@pytest.fixture(autouse=True)
+def _saved_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "train", partial(loop.train, save_every=1, report_every=1))
+
+
+def made(runs: Path, folder: Path, *, cut: bool) -> Mapping[str, str]:
+    """The digests of a bundle; with `cut` every stage is begun, left, and begun again."""
+    for stage in STAGES:
+        if cut:
+            next(stage(BLUEPRINT, runs))
+        assert list(stage(BLUEPRINT, runs)), "nothing was left to do"
+    return bundle(BLUEPRINT, runs, folder)
+
+
+def test_a_bundle_from_nothing_makes_films_and_does_not_depend_on_stops(tmp_path: Path) -> None:
+    digests = made(tmp_path / "runs", tmp_path / "model", cut=False)
+    assert made(tmp_path / "cut", tmp_path / "again", cut=True) == digests
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["dit", "latents", "vae-first", "vae-last"]
+
+    model = load_model(tmp_path / "model")
+    assert model.digests == digests
+    assert (model.dit_config, model.vae_config) == (CONFIGS.dit, CONFIGS.vae)
+    assert model.text_config.vocab_size == model.tokenizer.vocab_size != CONFIGS.text.vocab_size
+    assert model.defaults == BLUEPRINT.defaults
+    events = generate(model, Request("a red circle moves right", seed=1, frames=30))
+    frames = [event.pixels_FHWC for event in events if isinstance(event, Frames)]
+    assert np.concatenate(frames).shape == (30, BLUEPRINT.size, BLUEPRINT.size, 3)
+
+
+def test_stages_build_on_each_other(tmp_path: Path) -> None:
+    for stage, words in ((encode_clips, "no checkpoint"), (train_dit, "no latents")):
+        with pytest.raises(ArgumentError, match=words):
+            list(stage(BLUEPRINT, tmp_path))
+    with pytest.raises(ArgumentError, match="no checkpoint"):
+        bundle(BLUEPRINT, tmp_path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_of_another_blueprint_is_refused(tmp_path: Path) -> None:
+    next(train_vae(BLUEPRINT, tmp_path))
+    wider = replace(CONFIGS, vae=replace(CONFIGS.vae, dim=12))
+    with pytest.raises(ArgumentError, match="another recipe; got network"):
+        next(train_vae(replace(BLUEPRINT, configs=wider), tmp_path))
+
+
+def test_the_blueprint_of_the_embedded_bundle_is_its_own() -> None:
+    """Its sizes; what is measured on the way may differ."""
+    folder = Path(tiny.__file__).parents[2] / "weights" / "tiny"
+    written = json.loads((folder / "config.json").read_text())
+    configs = json.loads(json.dumps(asdict(tiny.blueprint().configs)))
+    for part in ("dit", "vae", "text"):
+        measured = {"latent_mean", "latent_std", "vocab_size"}
+        differing = {key for key, value in configs[part].items() if written[part][key] != value}
+        assert differing <= measured
