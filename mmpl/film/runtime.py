@@ -6,6 +6,7 @@ team that needs another's context makes it again from the final latents.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,10 +52,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """A task is done, here; its result is final. Of a decode it is None: `Pixels` came before."""
+    """A task is done, here; its result is final. Of a decode it is None: `Pixels` came before.
+
+    `start_s`, `stop_s`: on the clock of `time.monotonic`, which processes of a machine share.
+    """
 
     task: Task
     z_BCTHW: Tensor | None
+    start_s: float
+    stop_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +130,7 @@ def carry_out(
             book.enter(segment, operation.group, z_BCTHW)
         else:
             task = Task(segment, operation.kind, operation.group)
-            latents = book.open(task)
+            latents, start_s = book.open(task), time.monotonic()
             z_BCTHW = None
             if operation.kind == "make":
                 if segment != inside:
@@ -136,7 +142,7 @@ def carry_out(
                 yield from decode(studio, segment, latents)
             if z_BCTHW is not None:
                 book.enter(segment, _result(task), z_BCTHW)
-            yield Made(task, z_BCTHW)
+            yield Made(task, z_BCTHW, start_s, time.monotonic())
         book.close(index, last_use)
 
 

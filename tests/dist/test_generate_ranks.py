@@ -26,7 +26,7 @@ def film_of_rank(rank: int, request: Request, options: dict[str, Any]) -> Bits:
     frames, at = [], 0
     for event in generate(small_model(), request, ranks=ranks, **options):
         match event:
-            case Made(task, z_BCTHW):
+            case Made(task=task, z_BCTHW=z_BCTHW):
                 data = b"" if z_BCTHW is None else z_BCTHW.contiguous().numpy().tobytes()
                 latents[task.segment, task.kind, task.group] = data
             case Frames():

@@ -1,0 +1,116 @@
+"""One film on 1 and on 2 CPU processes of one thread each, against what the simulator says.
+
+    python -m tests.bench.scaling [--segments 12] [--model_path weights/tiny] [--repeats 2]
+
+The runs alternate. The stage times measured on one process go into the simulator, whose makespan
+for two is compared with the measured one. Both Gantt charts are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mmpl.generate import Frames, Made, Ranks, Request, Started, generate, load_model
+from mmpl.layout.gantt import gantt_text
+from mmpl.layout.schedule import Costs, Operation, Schedule, build_schedule
+from mmpl.layout.simulate import Span, Timeline, simulate
+from mmpl.layout.work import Task, Work, film_work
+from tests.dist.ranks import run_ranks
+
+PROMPT = "a red circle moves right on a blue background"
+Log = list[tuple[Task, float, float]]  # task, start and stop in seconds of the common clock
+
+
+def record(rank: int, folder: Path, segments: int, threads: int) -> tuple[float, Log, Work]:
+    """Makes the film on this rank; its start, what it did when, and what there was to do."""
+    model = load_model(folder)
+    log: Log = []
+    group = dist.group.WORLD
+    assert group is not None
+    dist.barrier()
+    start = time.monotonic()
+    work: Work | None = None
+    events = generate(model, Request(PROMPT, 1, segments=segments), ranks=Ranks(group))
+    for event in events:
+        if isinstance(event, Started):
+            film = event.film
+            work = film_work(film.layout, film.chain, film.frames)
+        elif isinstance(event, Made):
+            log.append((event.task, event.start_s, event.stop_s))
+        elif isinstance(event, Frames):
+            pass
+    assert work is not None
+    return start, log, work
+
+
+def costs_of(log: Log) -> Costs:
+    """The median time of each kind of task; clean passes are in the times of their readers."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for task, start, stop in log:
+        times[task.group or task.kind].append(stop - start)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    hand_over, decode = medians.pop("hand_over", 0.0), medians.pop("decode", 0.0)
+    return Costs(make=medians, refresh={}, hand_over=hand_over, decode=decode)
+
+
+def measured(logs: list[tuple[float, Log, Work]]) -> Timeline:
+    """What happened, in the form of what the simulator says."""
+    start = min(begin for begin, _, _ in logs)
+    spans = tuple(
+        tuple(
+            Span(Operation(task.kind, task.segment, task.group), a - start, b - start)
+            for task, a, b in log
+        )
+        for _, log, _ in logs
+    )
+    work = logs[0][2]
+    ends = {span.operation.task: span.stop_s for row in spans for span in row}
+    first = work.layout.group_of(0).name
+    return Timeline(
+        spans,
+        makespan_s=max(ends.values()),
+        storyboard_s=max(ends[task] for task in work.planning),
+        first_frame_s=ends[Task(0, "make", first)],
+        first_segment_s=ends[Task(0, "decode")],
+        busy_s=tuple(sum(s.stop_s - s.start_s for s in row) for row in spans),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--segments", type=int, default=12)
+    parser.add_argument("--model_path", type=Path, default=Path("weights/tiny"))
+    parser.add_argument("--repeats", type=int, default=2)
+    given = parser.parse_args()
+    runs: dict[int, list[Timeline]] = {1: [], 2: []}
+    costs: list[Costs] = []
+    plan: Schedule | None = None
+    for _ in range(given.repeats):
+        for ranks in (1, 2):
+            logs = run_ranks(ranks, record, given.model_path, given.segments, 1)
+            runs[ranks].append(measured(logs))
+            if ranks == 1:
+                costs.append(costs_of(logs[0][1]))
+                plan = build_schedule(logs[0][2], 2, costs[-1])
+    assert plan is not None
+    best = {ranks: min(found, key=lambda t: t.makespan_s) for ranks, found in runs.items()}
+    stages = min(costs, key=lambda one: sum(one.make.values()))
+    predicted = simulate(plan, stages)
+    print("stages", {n: round(s, 3) for n, s in stages.make.items()}, end=" ")
+    print(f"hand_over {stages.hand_over:.3f} decode {stages.decode:.3f} s")
+    one, two = best[1].makespan_s, best[2].makespan_s
+    print(f"1 process {one:.2f} s, 2 processes {two:.2f} s: {one / two:.2f} times as fast")
+    off = two / predicted.makespan_s - 1
+    print(f"2 processes predicted {predicted.makespan_s:.2f} s, measured {off:+.1%}")
+    print("measured\n" + gantt_text(best[2]))
+    print("predicted\n" + gantt_text(predicted))
+
+
+if __name__ == "__main__":
+    main()
