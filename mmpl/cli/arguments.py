@@ -14,10 +14,8 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.cli import flags
 from mmpl.cli.flags import DEBUG, DURATION, MACHINE, OTHER, THREADS, Command, Flag, one_of
 from mmpl.errors import ArgumentError
-from mmpl.layout.mesh import Mesh
 from mmpl.layout.presets import PRESETS
-from mmpl.layout.schedule import MODES, ORDERS
-from mmpl.layout.timeline import SEEDINGS
+from mmpl.layout.timeline import MODES, ORDERS, SEEDINGS
 from mmpl.wan.choices import BACKENDS, NOISE_MODES, SOLVERS
 
 ATTENTION = ("auto", *BACKENDS)
@@ -67,7 +65,9 @@ def _gpus(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _mesh(text: str) -> Mesh | None:
+def _mesh(text: str) -> Any:
+    from mmpl.layout.mesh import Mesh  # takes a moment that --help need not wait for
+
     if text == "auto":
         return None
     teams, cfg, ulysses = (int(part) for part in text.lower().split("x"))

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from mmpl import __version__
 from mmpl.cli.beats import Beats
-from mmpl.cli.ranks import Place
+from mmpl.cli.place import Place
 from mmpl.errors import RankError
 from mmpl.film.exchange import require_equal
 from mmpl.film.settings import Film

@@ -18,8 +18,9 @@ from typing import Any
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, job, parallel, ranks
+from mmpl.cli import arguments, job
 from mmpl.cli.flags import wants_help
+from mmpl.cli.place import Place, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, MmplError
 from mmpl.film.settings import Film
@@ -46,7 +47,7 @@ def _command(argv: list[str], console: Console) -> int:
     if "version" in given:
         print_result(_version())
         return 0
-    here = ranks.place()
+    here = place()
     console.quiet = "quiet" in given or (here is not None and here.rank > 0)
     record = job.read_record(given["config"]) if "config" in given else job.Record({}, {}, {})
     settings = {**job.merge(given, record.settings), **(here.settings if here else {})}
@@ -72,11 +73,12 @@ def _predict(settings: Mapping[str, Any], console: Console) -> int:
 def _make(
     settings: Mapping[str, Any],
     record: job.Record,
-    here: ranks.Place | None,
+    here: Place | None,
     argv: list[str],
     console: Console,
 ) -> int:
-    from mmpl.media.video import check_size  # takes a moment that --help need not wait for
+    from mmpl.cli import parallel  # these take a moment that --help need not wait for
+    from mmpl.media.video import check_size
 
     request = job.request_of(settings, _seed(settings, here))
     devices = parallel.devices(settings) if here is None else []
@@ -136,7 +138,7 @@ def _say_complete(output: str, made: job.Record, console: Console) -> None:
     print_result(output)
 
 
-def _seed(settings: Mapping[str, Any], here: ranks.Place | None) -> int:
+def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
     seed = settings.get("seed", -1)
     if seed != -1:
         return seed

@@ -17,8 +17,8 @@ from mmpl import __version__
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes, film_settings
+from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
-from mmpl.cli.ranks import Place
 from mmpl.cli.shell import Console
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film, Request

@@ -23,47 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from mmpl.cli.beats import Beat, Beats
+from mmpl.cli.place import FOLDER, settings_file
 from mmpl.cli.shell import REPORT, Console
 from mmpl.errors import MmplError, RankError
 from mmpl.layout.mesh import Mesh
 
-FOLDER = "MMPL_FOLDER"  # where the processes of one film meet, on one machine
 POLL_S = 0.1
 STOP_S = 3.0  # a process told to stop has this long before it is killed
 LOADING_S = 900.0  # the longest that reading weights and compiling may take
 STEPS = 20  # times the median of its steps, a process may be silent
 MOST_DEATHS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which process this is. `folder` is where those of one machine meet; None under torchrun.
-    `settings`: flags decided by the parent, which win over those given."""
-
-    rank: int
-    ranks: int
-    local_rank: int
-    folder: Path | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def speaks(self) -> bool:
-        """Whether it checks and warns, which a parent would have done already."""
-        return self.folder is None and self.rank == 0
-
-
-def place() -> Place | None:
-    """The place this process was given in its environment, if any."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(os.environ.get(name, "").isdigit() for name in names):
-        return None
-    rank, ranks, local_rank = (int(os.environ[name]) for name in names)
-    if FOLDER not in os.environ:
-        return Place(rank, ranks, local_rank)
-    folder = Path(os.environ[FOLDER])
-    settings = json.loads(_settings(folder, rank).read_text(encoding="utf-8"))
-    settings["parallel"] = Mesh(*settings["parallel"])
-    return Place(rank, ranks, local_rank, folder, settings)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +115,7 @@ def _run(
 def _start(
     argv: Sequence[str], settings: Mapping[str, Any], rank: int, ranks: int, folder: Path
 ) -> _Child:
-    _settings(folder, rank).write_text(json.dumps(settings), encoding="utf-8")
+    settings_file(folder, rank).write_text(json.dumps(settings), encoding="utf-8")
     report = folder / f"report-{rank}"
     environment = {
         **os.environ,
@@ -238,7 +207,3 @@ def _stop(children: list[_Child]) -> None:
 def _root() -> str:
     """The folder that holds this package."""
     return str(Path(__file__).resolve().parents[2])
-
-
-def _settings(folder: Path, rank: int) -> Path:
-    return folder / f"settings-{rank}.json"

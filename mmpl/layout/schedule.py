@@ -16,11 +16,11 @@ from mmpl.layout.schedule_operations import Schedule as Schedule
 from mmpl.layout.schedule_place import Board, Problem, problem_of
 from mmpl.layout.schedule_search import Score, best_board
 from mmpl.layout.simulate import Timeline, makespan_bound, simulate
+from mmpl.layout.timeline import MODES as MODES
+from mmpl.layout.timeline import ORDERS as ORDERS
 from mmpl.layout.work import Task as Task
 from mmpl.layout.work import Work
 
-MODES = ("round_robin", "adaptive")
-ORDERS = ("film_first", "plan_first")
 ASIDE = ("hand_over", "decode")
 EARLY = 0.02  # seconds of makespan that a second less to the first segment is worth
 SLACK = 1e-3  # and a second less, on average, to all segments

@@ -16,6 +16,8 @@ from mmpl.layout.layout import Layout
 SEED_LATENTS = 2  # a segment starts from two latent frames
 LONGEST_FRAMES = 10_000_000  # a week at 16 frames per second; beyond it a slip of the keyboard
 SEEDINGS = ("terminal", "midpoint")
+MODES = ("round_robin", "adaptive")  # of a schedule: who makes what
+ORDERS = ("film_first", "plan_first")  # and what comes first
 
 
 @dataclass(frozen=True, slots=True)

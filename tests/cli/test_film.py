@@ -342,7 +342,8 @@ def test_nobody_reads_the_result(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_help_is_quick(tmp_path: Path) -> None:
-    """Processor time beyond that of starting Python: this machine may be busy."""
+    """Processor time beyond that of starting Python, against that of importing some of its own
+    library, 0.1 s on a usual machine: this one may be slow or busy."""
 
     def seconds(argv: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -350,5 +351,7 @@ def test_help_is_quick(tmp_path: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    bare = min(seconds(["-c", ""]) for _ in range(3))
-    assert min(seconds([str(ROOT / "bin" / "mmpl-gen"), "--help"]) for _ in range(3)) - bare < 0.25
+    help_line = [str(ROOT / "bin" / "mmpl-gen"), "--help"]
+    lines = (["-c", ""], ["-c", "import asyncio, unittest.mock"], help_line)
+    bare, library, ours = (min(seconds(line) for _ in range(4)) for line in lines)
+    assert ours - bare < 2.5 * (library - bare)
