@@ -65,6 +65,7 @@ TRAIN = Command(
             "the model folder that `bundle` writes",
             default="`bundle` in --runs",
         ),
+        Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
         THREADS,
         DEBUG,
     ),
@@ -92,6 +93,7 @@ def _command(argv: list[str], console: Console) -> int:
     from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
 
     torch.set_num_threads(given.get("threads", cores()))
+    device = _device(given.get("device", "cpu"))
     blueprint = tiny.blueprint()
     if "steps" in given:
         recipe = replace(blueprint.dit_recipe, steps=given["steps"])
@@ -100,18 +102,28 @@ def _command(argv: list[str], console: Console) -> int:
     engine = Engine(block_fn=torch.compile(block, dynamic=False)) if compiled else DEFAULT_ENGINE
     for stage in stages:
         if stage == "vae":
-            for name, progress in pipeline.train_vae(blueprint, runs):
+            for name, progress in pipeline.train_vae(blueprint, runs, device=device):
                 console.say(_line(name, progress))
         elif stage == "latents":
-            for name, done in pipeline.encode_clips(blueprint, runs):
+            for name, done in pipeline.encode_clips(blueprint, runs, device=device):
                 console.say(f"latents {name} {done}")
         elif stage == "dit":
-            for progress in pipeline.train_dit(blueprint, runs, engine=engine):
+            for progress in pipeline.train_dit(blueprint, runs, engine=engine, device=device):
                 console.say(_line("dit", progress))
         else:
             pipeline.bundle(blueprint, runs, output)
             print_result(str(output))
     return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
+        )
+    return name
 
 
 def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: Path) -> None:

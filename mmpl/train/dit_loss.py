@@ -141,7 +141,7 @@ def _loss(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     odds = np.array([course.odds for course in training.courses])
     drawn = training.courses[rng.choice(len(odds), p=odds / odds.sum())]
-    values, total = {}, torch.zeros(())
+    values, losses = {}, []
     for task in drawn.tasks:
         lesson = lesson_of(drawn.layout, [task.group])
         frames = len(lesson.clean) + len(lesson.noisy)
@@ -149,9 +149,9 @@ def _loss(
         clips = data.beginnings if task.fresh else data.clips
         chosen = [int(i) for i in rng.integers(len(clips.seeds), size=count)]
         value = _task_loss(networks, clips, training, lesson, chosen, rng, generator)
-        total = total + task.share * value
+        losses.append(task.share * value)
         values[task.group.name] = value.item()
-    return total, values
+    return torch.stack(losses).sum(), values
 
 
 def _task_loss(
@@ -169,8 +169,9 @@ def _task_loss(
         z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
     )
     target_BCTHW = z_BCTHW[:, :, list(lesson.noisy)]
-    noise_BCTHW = torch.randn(target_BCTHW.shape, generator=generator)
-    t_B = shifted(torch.rand(len(chosen), generator=generator), training.shift)
+    device = target_BCTHW.device  # numbers are drawn on the CPU: the same on every device
+    noise_BCTHW = torch.randn(target_BCTHW.shape, generator=generator).to(device)
+    t_B = shifted(torch.rand(len(chosen), generator=generator), training.shift).to(device)
     captions = [
         "" if rng.random() < training.prompt_dropout else caption(clips.spec(i), int(variant))
         for i, variant in zip(chosen, rng.integers(2**31, size=len(chosen)))
@@ -193,8 +194,10 @@ def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:
     length = networks.dit_config.text_len
     ids = [networks.tokenizer.encode(clean_prompt(text), length) for text in captions]
     longest = max(map(len, ids))
-    ids_BJ = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-    mask_BJ = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    device = networks.text.norm.weight.device
+    ids_BJ = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
+    marks = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+    mask_BJ = torch.tensor(marks, device=device)
     encoded_BJD = encode_text(networks.text, networks.text_config, ids_BJ, mask_BJ)
     return list(zero_pads(encoded_BJD, mask_BJ))
 
@@ -203,4 +206,5 @@ def _jittered(
     clean_BCTHW: Tensor, most: float, rng: np.random.Generator, generator: torch.Generator
 ) -> Tensor:
     amount = most * float(rng.random())
-    return clean_BCTHW + amount * torch.randn(clean_BCTHW.shape, generator=generator)
+    noise = torch.randn(clean_BCTHW.shape, generator=generator)
+    return clean_BCTHW + amount * noise.to(clean_BCTHW.device)

@@ -103,5 +103,7 @@ def _encode(
     params: vae.VAEParams, config: VAEConfig, seeds: list[int], latents: int, size: int
 ) -> Tensor:
     frames = config.pixel_frames(latents)
-    video = render_batch([clip_of(seed) for seed in seeds], [(0, frames)] * len(seeds), size=size)
-    return vae.encode(params, config, video)[0]
+    clips = [clip_of(seed) for seed in seeds]
+    device = params.conv1.weight.device
+    video = render_batch(clips, [(0, frames)] * len(seeds), size=size, device=device)
+    return vae.encode(params, config, video)[0].cpu()

@@ -102,7 +102,7 @@ def train(
     save_every: int = 100,
     report_every: int = 20,
 ) -> Iterator[Progress]:
-    """Trains `start` in the folder `run`, resuming what is there; yields progress as it goes.
+    """Trains `start`, on its device, in the folder `run`, resuming what is there; yields progress.
 
     `loss_of(weights)` is called once; the loss it returns must depend on these weights, which are
     updated in place, and on the step alone. `setting` names whatever else the result depends on
@@ -255,7 +255,9 @@ def _restore(run: Path, state: _State) -> int:
                 state.momenta[name].copy_(file.get_tensor(f"momentum.{name}"))
             elif f"optimizer.step.{name}" in stored:
                 state.optimizer.state[tensor] = {
-                    part: file.get_tensor(f"optimizer.{part}.{name}")
+                    part: file.get_tensor(f"optimizer.{part}.{name}").to(
+                        "cpu" if part == "step" else tensor.device
+                    )
                     for part in ("step", "exp_avg", "exp_avg_sq")
                 }
     return _steps_done(run)

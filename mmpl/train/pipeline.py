@@ -61,22 +61,26 @@ class Blueprint:
     defaults: Defaults
 
 
-def train_vae(blueprint: Blueprint, runs: Path) -> Iterator[tuple[str, Progress]]:
+def train_vae(
+    blueprint: Blueprint, runs: Path, *, device: str = "cpu"
+) -> Iterator[tuple[str, Progress]]:
     """All stages of the VAE; yields (stage, progress)."""
     config = blueprint.configs.vae
-    weights = start_vae(config, seed=0)
+    weights = _on(device, start_vae(config, seed=0))
     for stage in blueprint.vae_stages:
         loss = vae_loss(config, stage.training)
         setting = {"network": config, "training": stage.training}
         for progress in train(weights, loss, stage.recipe, runs / stage.name, setting=setting):
             yield stage.name, progress
-        weights, _ = averaged_weights(runs / stage.name)
+        weights = _on(device, averaged_weights(runs / stage.name)[0])
 
 
-def encode_clips(blueprint: Blueprint, runs: Path) -> Iterator[tuple[str, int]]:
+def encode_clips(
+    blueprint: Blueprint, runs: Path, *, device: str = "cpu"
+) -> Iterator[tuple[str, int]]:
     """Latents of the training clips; yields (which, how many are done)."""
     config = blueprint.configs.vae
-    params = vae_from_flat(_vae_weights(blueprint, runs), config)
+    params = vae_from_flat(_on(device, _vae_weights(blueprint, runs)), config)
     for name, seeds, latents in (
         ("clips", range(blueprint.clips), blueprint.latents),
         ("beginnings", range(0, 2 * blueprint.beginnings, 2), SEED_LATENTS),
@@ -89,11 +93,11 @@ def encode_clips(blueprint: Blueprint, runs: Path) -> Iterator[tuple[str, int]]:
 
 
 def train_dit(
-    blueprint: Blueprint, runs: Path, *, engine: Engine = DEFAULT_ENGINE
+    blueprint: Blueprint, runs: Path, *, engine: Engine = DEFAULT_ENGINE, device: str = "cpu"
 ) -> Iterator[Progress]:
     """The transformer and its text encoder on the encoded clips."""
     clips, beginnings, whitening = _latents(runs)
-    data = Data(whitened(whitening, clips), whitened(whitening, beginnings))
+    data = Data(*(_clips_on(device, whitened(whitening, part)) for part in (clips, beginnings)))
     configs, tokenizer_json = _with_vocabulary(blueprint)
     start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(configs.dit), 0).items()}
     start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(configs.text), 1).items()}
@@ -104,7 +108,7 @@ def train_dit(
         "training": training,
         "data": (len(clips.seeds), len(beginnings.seeds), digest({"z": whitening.forward_CC})),
     }
-    yield from train(start, loss, blueprint.dit_recipe, runs / "dit", setting=setting)
+    yield from train(_on(device, start), loss, blueprint.dit_recipe, runs / "dit", setting=setting)
 
 
 def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
@@ -125,6 +129,14 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
         tokenizer_json=tokenizer_json,
         defaults=blueprint.defaults,
     )
+
+
+def _on(device: str, weights: Weights) -> Weights:
+    return {name: tensor.to(device) for name, tensor in weights.items()}
+
+
+def _clips_on(device: str, clips: LatentClips) -> LatentClips:
+    return LatentClips(clips.z_BCTHW.to(device), clips.seeds)
 
 
 def _vae_weights(blueprint: Blueprint, runs: Path) -> Weights:

@@ -87,7 +87,8 @@ def _loss(
 ) -> tuple[Tensor, dict[str, float]]:
     rng = np.random.default_rng([training.seed, step])
     view = training.views[step % len(training.views)]
-    video_BCFHW = _draw(view, training.size, config, rng)
+    device = params.conv1.weight.device
+    video_BCFHW = _draw(view, training.size, config, rng, device)
     z_BCTHW, _ = vae.encode(params, config, video_BCFHW)
     if training.latent_noise:
         z_BCTHW = _noised(z_BCTHW, training.latent_noise, int(rng.integers(2**62)))
@@ -121,13 +122,15 @@ def _handover_error(
     return absolute + squared
 
 
-def _draw(view: View, size: int, config: VAEConfig, rng: np.random.Generator) -> Tensor:
+def _draw(
+    view: View, size: int, config: VAEConfig, rng: np.random.Generator, device: torch.device
+) -> Tensor:
     specs = [
         draw_spec(int(seed), continuation=True) for seed in rng.integers(2**62, size=view.clips)
     ]
     frames = config.pixel_frames(view.latents)
     crops = [_crop(spec, frames, view.crop, size, config, rng) for spec in specs]
-    return render_batch(specs, [(0, frames)] * view.clips, size=size, crops=crops)
+    return render_batch(specs, [(0, frames)] * view.clips, size=size, crops=crops, device=device)
 
 
 def _crop(
@@ -147,4 +150,4 @@ def _crop(
 def _noised(z_BCTHW: Tensor, amount: float, seed: int) -> Tensor:
     noise = torch.randn(z_BCTHW.shape, generator=torch.Generator().manual_seed(seed))
     spread = z_BCTHW.detach().std(dim=(0, 2, 3, 4), keepdim=True)
-    return z_BCTHW + amount * spread * noise
+    return z_BCTHW + amount * spread * noise.to(z_BCTHW.device)

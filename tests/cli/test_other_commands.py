@@ -149,7 +149,7 @@ def test_train_all(capfd: Capture) -> None:
 
 
 def test_train_stopped(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begun(*_: object) -> Iterator[None]:
+    def begun(*_: object, **__: object) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
         while True:
             time.sleep(0.01)
