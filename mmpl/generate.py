@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl import __version__
@@ -28,11 +26,11 @@ from mmpl.checkpoint.bundle import load_model as load_model
 from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_dicts
 from mmpl.film import runtime
 from mmpl.film.denoise import Context, Network, Sampler, open_context
-from mmpl.film.exchange import GroupExchange, agreed
+from mmpl.film.exchange import LEADER, GroupExchange, agreed
 from mmpl.film.runtime import (
     Alone,
+    Frames,
     Made,
-    Pixels,
     Progress,
     Studio,
     carry_out,
@@ -44,7 +42,7 @@ from mmpl.film.store import Store
 from mmpl.film.team import ALONE, Team, form_team
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
-from mmpl.layout.work import Work, film_work
+from mmpl.layout.work import Task, Work, film_work
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
@@ -103,15 +101,6 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Frames:
-    """Final pixels of the film, uint8 RGB, from film frame `first_frame` on; they come in order."""
-
-    segment: int
-    first_frame: int
-    pixels_FHWC: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Ranks:
     """Several processes that make one film, joined in `group`.
 
@@ -124,9 +113,8 @@ class Ranks:
     on_wait: Callable[[], None] = lambda: None
 
 
-_VAE_SHARE = (
-    0.05  # of a segment's denoising, for its decode; a hand-over has a quarter of the frames
-)
+_DECODE_SHARE = 0.05  # of a segment's denoising, which its decode takes
+_HAND_OVER_SHARE = _DECODE_SHARE / 4  # a quarter of the frames
 
 Event = Started | Stepped | Made | Planned | Frames
 
@@ -175,7 +163,9 @@ def generate(
 
     work = film_work(film.layout, film.chain, film.frames)
     order = order or ("plan_first" if teams == 1 else "film_first")
-    done = frozenset() if store is None else store.finished(work)
+    done: frozenset[Task] = frozenset()
+    if store is not None and team.index == LEADER and team.leads:
+        done = store.finished(work)
     if ranks is not None:
         done = agreed(done, work, ranks.group)
     plan = build_schedule(work, teams, _costs(film), mode=mode, order=order, done=done)
@@ -197,7 +187,7 @@ def generate(
             case Made():
                 yield event
                 yield from plans.enter(event)
-            case Pixels():
+            case Frames():
                 yield from reel.enter(event)
 
 
@@ -272,7 +262,7 @@ def _costs(film: Film) -> Costs:
     make = {g.name: float(film.steps * len(g.frames)) for g in film.layout.groups}
     refresh = {g.name: float(len(g.frames)) for g in film.layout.groups}
     whole = sum(make.values())
-    return Costs(make, refresh, hand_over=_VAE_SHARE * whole / 4, decode=_VAE_SHARE * whole)
+    return Costs(make, refresh, hand_over=_HAND_OVER_SHARE * whole, decode=_DECODE_SHARE * whole)
 
 
 class _Progress:
@@ -311,6 +301,8 @@ class _Plans:
             return
         seeds = task.kind == "hand_over"
         segment = task.segment + seeds
+        if not seeds and task.group not in self._open.get(segment, ()):
+            return  # no keyframes
         frames = range(self._film.chain.seeds)
         if not seeds:
             frames = self._film.layout.group(task.group).frames
@@ -326,11 +318,11 @@ class _Reel:
 
     def __init__(self) -> None:
         self._next_frame = 0
-        self._early: dict[int, Pixels] = {}
+        self._early: dict[int, Frames] = {}
 
-    def enter(self, pixels: Pixels) -> Iterator[Frames]:
+    def enter(self, frames: Frames) -> Iterator[Frames]:
         """Takes in frames; yields all that are next."""
-        self._early[pixels.first_frame] = pixels
+        self._early[frames.first_frame] = frames
         while (piece := self._early.pop(self._next_frame, None)) is not None:
             self._next_frame += len(piece.pixels_FHWC)
-            yield Frames(piece.segment, piece.first_frame, piece.pixels_FHWC)
+            yield piece

@@ -7,7 +7,7 @@ import torch
 from mmpl.layout.presets import mmpl_t2v
 from mmpl.layout.slots import slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit
-from mmpl.wan.dit import Engine, Frames, block, dit, encode_context
+from mmpl.wan.dit import Engine, Positions, block, dit, encode_context
 from tests.small import CONFIGS, small_dit
 
 CONFIG = CONFIGS.dit
@@ -31,7 +31,7 @@ def test_one_compilation_per_group_whatever_the_number_of_segments() -> None:
     for _ in range(2):
         eager, fast = empty(plan.slots), empty(plan.slots)
         for step in plan.passes:
-            frames = Frames(step.frames, SlotView(step.write, step.read, step.gather))
+            frames = Positions(step.frames, SlotView(step.write, step.read, step.gather))
             size = (1, CONFIG.in_dim, len(step.frames), HEIGHT, WIDTH)
             for timestep in (800.0, 0.0):
                 x = torch.randn(size, generator=generator)

@@ -80,13 +80,14 @@ def _make(
     from mmpl.cli import parallel  # these take a moment that --help need not wait for
     from mmpl.media.video import check_size
 
-    request = job.request_of(settings, _seed(settings, here))
     devices = parallel.devices(settings) if here is None else []
-    machine = _machine(settings)
+    output = settings.get("output", OUTPUT)
+    own = {"job_dir": parallel.own_job_dir(output)} if devices else {}
+    settings = job.resumed({**own, "program": _program(), **settings})
+    request = job.request_of(settings, _seed(settings, here))
     folder, model = _model_folder(settings)
     film = job.film_for(request, folder)
     check_size(film.width, film.height)
-    output = settings.get("output", OUTPUT)
     speaks = here is None or here.speaks
     exists = speaks and check_writable(output, overwrite=True)
     if not output.lower().endswith(".mp4"):
@@ -113,11 +114,11 @@ def _make(
         film=film,
         folder=folder,
         model=model,
-        machine=machine,
+        machine=_machine(settings),
         output=output,
         keep_metadata="no_metadata" not in settings,
         weights=record.weights,
-        program=_program(),
+        program=settings["program"],
         job_dir=settings.get("job_dir"),
         schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
         place=here,

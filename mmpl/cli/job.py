@@ -18,7 +18,7 @@ from mmpl.checkpoint.files import read_json
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli.arguments import BY_NAME, JOB_GROUPS, MACHINE, read_values
 from mmpl.errors import ArgumentError, InputError, OutputError
-from mmpl.film.settings import Film, Request, resolve
+from mmpl.film.settings import JOB_FILE, Film, Request, resolve
 
 Settings = Mapping[str, Any]  # flag name -> value
 
@@ -72,6 +72,19 @@ def merge(given: Settings, recorded: Settings) -> Settings:
     if any(name in given for name in LENGTHS):
         recorded = {name: value for name, value in recorded.items() if name not in LENGTHS}
     return {**recorded, **given}
+
+
+def resumed(settings: Settings) -> Settings:
+    """`settings`, with the seed and the threads of the film that their job folder has begun, where
+    they are not given: the same command then goes on with it, on any number of processes."""
+    if "job_dir" not in settings:
+        return settings
+    try:
+        begun = read_json(Path(settings["job_dir"]) / JOB_FILE)
+    except InputError:
+        return settings  # there is none yet; what is wrong with it is said when it is opened
+    left = [name for name in ("seed", "threads") if settings.get(name, -1) == -1]
+    return {**settings, **{name: begun[name] for name in left if type(begun.get(name)) is int}}
 
 
 def request_of(settings: Settings, seed: int) -> Request:
@@ -142,7 +155,7 @@ def require_made(path: str, film: Film, folder: ModelFolder, given: Settings) ->
     wanted |= {
         name: value
         for name, value in given.items()
-        if BY_NAME[name].group == MACHINE and value != "auto"
+        if name in BY_NAME and BY_NAME[name].group == MACHINE and value != "auto"
     }
     differing = [name for name, value in wanted.items() if record.settings.get(name) != value]
     if differing or not _same_weights(record, folder):

@@ -15,6 +15,7 @@ from mmpl.cli.shell import Console, cores
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
 from mmpl.layout.mesh import Mesh, check_mesh
+from mmpl.layout.work import film_work
 from mmpl.media.durable import sweep
 
 MOST_RANKS = 256
@@ -33,20 +34,30 @@ def make(
     """Makes the film by one process on each of the devices `wanted`."""
     if "parallel" not in settings:
         wanted = _useful(wanted, film, console)
-    job_dir = settings.get("job_dir", f"{output}.job")
+    job_dir = settings["job_dir"]
     threads = settings.get("threads", max(1, cores() // len(wanted)))
     mesh = mesh_of(settings, film, folder, len(wanted))
     ranks.supervise(
         argv,
-        {"seed": film.seed, "job_dir": job_dir, "threads": threads},
+        {
+            "seed": film.seed,
+            "job_dir": job_dir,
+            "threads": threads,
+            "program": settings["program"],
+        },
         wanted[: mesh.ranks],
         mesh,
         patience_s=settings.get("rank_timeout", PATIENCE_S),
         clean=lambda: sweep(output),
         console=console,
     )
-    if "job_dir" not in settings:
+    if job_dir == own_job_dir(output):
         shutil.rmtree(job_dir, ignore_errors=True)
+
+
+def own_job_dir(output: str) -> str:
+    """The job folder of several processes where none is named; it goes when the film is done."""
+    return f"{output}.job"
 
 
 def devices(settings: Mapping[str, Any]) -> list[str]:
@@ -65,7 +76,8 @@ def devices(settings: Mapping[str, Any]) -> list[str]:
 
 def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
     """No more of them than the film can keep busy."""
-    most = 2 * film.segments  # each segment has two groups to populate at once, at most
+    work = film_work(film.layout, film.chain, film.frames)
+    most = film.segments * work.width
     if len(devices) <= most:
         return devices
     console.warn(

@@ -19,7 +19,7 @@ from mmpl.layout.layout import Group, Layout
 from mmpl.layout.slots import SlotPlan, slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import CrossKV, DiTParams, Engine, Frames, dit
+from mmpl.wan.dit import CrossKV, DiTParams, Engine, Positions, dit
 from mmpl.wan.flow import Schedule, SolverState, guided, step
 from mmpl.wan.rope import rope_table
 
@@ -170,7 +170,7 @@ def velocities(
         device=x_BCTHW.device,
     )
     view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
-    frames = Frames(plan.frames, slots=view, rope_L1C2=table)
+    frames = Positions(plan.frames, slots=view, rope_L1C2=table)
     t_BT = torch.full((batch, len(order)), timestep, dtype=torch.float32, device=x_BCTHW.device)
     return [
         dit(

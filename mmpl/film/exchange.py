@@ -1,8 +1,9 @@
 """Latents and finished frames between the teams of one film, over a torch process group.
 
 Everything travels in host memory and float32 or uint8, so the same bytes arrive on any device;
-what is sent is a few megabytes a segment. Sends return at once. One thread per neighbour takes in
-what that neighbour's schedule says it will send, in that order, so no message needs a name.
+what is sent is a few megabytes a segment. Each neighbour has two threads here: one gives it what is
+sent, one takes in what that neighbour's schedule says it will send, in that order, so no message
+needs a name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmpl.errors import ArgumentError, RankError, SchedulingError
-from mmpl.film.runtime import Event, Made, Pixels
+from mmpl.film.runtime import Event, Frames, Made
 from mmpl.film.settings import Film
 from mmpl.film.team import Team, host_group
 from mmpl.layout.schedule import Operation, Schedule
@@ -61,17 +62,16 @@ class GroupExchange:
         self._group, self._film, self._on_wait = host_group(group), film, on_wait
         self._team = team
         self._awaited = 0  # segments whose frames other ranks will send here
-        self._sends: list[tuple[dist.Work, Tensor, int]] = []
-        self._arrived: queue.SimpleQueue[Pixels | RankError] = queue.SimpleQueue()
+        self._outboxes: dict[int, queue.SimpleQueue[Tensor | None]] = {}
+        self._given: queue.SimpleQueue[RankError | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Frames | RankError] = queue.SimpleQueue()
         self._latents: dict[int, queue.SimpleQueue[Tensor | RankError]] = {}
         for peer, operations in enumerate(schedule.operations):
             messages = _messages(film, operations, team.index, latent_shape)
             if peer != team.index and messages and team.leads:
                 self._awaited += sum(message.frames_of is not None for message in messages)
                 self._latents[peer] = queue.SimpleQueue()
-                threading.Thread(
-                    target=self._take_in, args=(peer, messages), daemon=True, name=f"rank {peer}"
-                ).start()
+                self._start(self._take_in, peer, messages)
 
     def send(self, z_BCTHW: Tensor, peer: int) -> None:
         """Starts sending latents to a team."""
@@ -81,13 +81,13 @@ class GroupExchange:
     def gather(self, events: Iterable[Event]) -> Iterator[Event]:
         """The events of this rank, but for frames: those of all ranks come out at the first
         team's leader, not necessarily in order. Ends when everything sent has arrived."""
-        pieces: list[Pixels] = []
+        pieces: list[Frames] = []
         for event in events:
             if self._team.index == LEADER or not self._team.leads:
                 yield event
                 while not self._arrived.empty():
                     yield self._frames()
-            elif isinstance(event, Pixels):
+            elif isinstance(event, Frames):
                 pieces.append(event)
             else:
                 if isinstance(event, Made) and event.task.kind == "decode":
@@ -97,9 +97,10 @@ class GroupExchange:
                 yield event
         while self._awaited:
             yield self._frames()
-        flushed: queue.SimpleQueue[RankError | None] = queue.SimpleQueue()
-        threading.Thread(target=self._flush, args=(flushed,), daemon=True).start()
-        self._wait(flushed)
+        for outbox in self._outboxes.values():
+            outbox.put(None)
+        for _ in self._outboxes:
+            self._wait(self._given)
 
     def receive(self, shape: tuple[int, ...], peer: int) -> Tensor:
         """The next latents from a team."""
@@ -124,26 +125,29 @@ class GroupExchange:
         except RuntimeError as error:
             raise _lost(self._team.leader_of(self._team.index), error) from error
 
-    def _frames(self) -> Pixels:
+    def _frames(self) -> Frames:
         self._awaited -= 1
         return self._wait(self._arrived)
 
-    def _post(self, tensor: Tensor, peer: int) -> None:
-        try:
-            work = dist.isend(tensor, group=self._group, group_dst=self._team.leader_of(peer))
-        except RuntimeError as error:
-            raise _lost(peer, error) from error
-        if work is not None:
-            self._sends.append((work, tensor, peer))  # the bytes must live until they are taken
+    def _start(self, target: Callable[..., None], peer: int, *args: object) -> None:
+        threading.Thread(target=target, args=(peer, *args), daemon=True, name=f"to {peer}").start()
 
-    def _flush(self, done: queue.SimpleQueue[RankError | None]) -> None:
-        for work, _, peer in self._sends:
+    def _post(self, tensor: Tensor, peer: int) -> None:
+        if not self._given.empty():
+            self._wait(self._given)  # a neighbour is gone
+        if peer not in self._outboxes:
+            self._outboxes[peer] = queue.SimpleQueue()
+            self._start(self._give, peer)
+        self._outboxes[peer].put(tensor)
+
+    def _give(self, peer: int) -> None:
+        for tensor in iter(self._outboxes[peer].get, None):
             try:
-                work.wait()
+                dist.send(tensor, group=self._group, group_dst=self._team.leader_of(peer))
             except RuntimeError as error:
-                done.put(_lost(peer, error))
+                self._given.put(_lost(peer, error))
                 return
-        done.put(None)
+        self._given.put(None)
 
     def _take_in(self, peer: int, messages: list[_Message]) -> None:
         for message in messages:
@@ -160,7 +164,7 @@ class GroupExchange:
             else:
                 segment = message.frames_of
                 first = self._film.chain.step * segment + self._film.kept(segment)[0]
-                self._arrived.put(Pixels(segment, first, tensor.numpy()))
+                self._arrived.put(Frames(segment, first, tensor.numpy()))
 
     def _wait(self, source: queue.SimpleQueue[T | RankError]) -> T:
         while True:

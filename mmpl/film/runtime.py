@@ -52,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """A task is done, here; its result is final. Of a decode it is None: `Pixels` came before.
+    """A task is done, here; its result is final. Of a decode it is None: `Frames` came before.
 
     `start_s`, `stop_s`: on the clock of `time.monotonic`, which processes of a machine share.
     """
@@ -64,7 +64,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pixels:
+class Frames:
     """Final pixels, uint8 RGB, of a segment, from film frame `first_frame` on."""
 
     segment: int
@@ -72,7 +72,7 @@ class Pixels:
     pixels_FHWC: NDArray[np.uint8]
 
 
-Event = Progress | Made | Pixels
+Event = Progress | Made | Frames
 
 
 class Exchange(Protocol):
@@ -146,7 +146,7 @@ def carry_out(
         book.close(index, last_use)
 
 
-def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Pixels]:
+def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
     """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
     film = studio.film
     start, stop = film.kept(segment)
@@ -160,7 +160,7 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Pixels]:
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
             first = film.chain.step * segment + max(start, frame)
-            yield Pixels(segment, first, to_uint8(kept_CFHW))
+            yield Frames(segment, first, to_uint8(kept_CFHW))
         frame += video_BCFHW.shape[2]
 
 

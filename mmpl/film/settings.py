@@ -22,11 +22,12 @@ from mmpl.layout.timeline import (
     kept_frames,
     segments_for,
 )
-from mmpl.layout.work import groups_of, planning_of, populating_of
+from mmpl.layout.work import check_chained, groups_of, planning_of, populating_of
 
 T = TypeVar("T")
 
 LARGEST_SEED = 2**63 - 1
+JOB_FILE = "job.json"  # in a job folder: all that its latents depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,8 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
     )
     _choice("solver", film.solver, SOLVERS)
     _choice("noise", film.noise, NOISE_MODES)
-    _check_chain(film)
+    if film.segments > 1:
+        check_chained(film.layout, film.chain)
     size = f"{film.width}x{film.height}"
     if defaults.sizes and size not in defaults.sizes:
         raise ArgumentError(
@@ -151,20 +153,6 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
             wanted=" or ".join(defaults.sizes),
         )
     return film
-
-
-def _check_chain(film: Film) -> None:
-    """Later segments are given their seeds: no group may hold these and other frames too."""
-    for group in film.layout.groups if film.segments > 1 else ():
-        inside = [frame < film.chain.seeds for frame in group.frames]
-        if any(inside) and not all(inside):
-            raise ArgumentError(
-                "segments cannot be chained in this layout, which makes the seeds together with "
-                "other frames",
-                got=f"layout {film.layout.name}, {film.segments} segments",
-                wanted=f"one segment, {film.chain.segment_frames} frames at most",
-                todo="shorten the film or take a layout that starts from two latent frames",
-            )
 
 
 def _frames(request: Request, defaults: Defaults, chain: Chain) -> int:

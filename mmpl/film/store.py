@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpl.errors import InputError, ResumeError
+from mmpl.film.settings import JOB_FILE
 from mmpl.layout.work import Task, Work
 from mmpl.media import durable
-
-JOB_FILE = "job.json"
 
 
 class Store:
@@ -33,10 +32,7 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], job: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise durable.output_error(self.folder, error) from error
+        durable.make_folder(self.folder, private=True)
         _settle(self.folder / JOB_FILE, json.loads(json.dumps(job)))
 
     def put(self, task: Task, z_BCTHW: Tensor) -> None:

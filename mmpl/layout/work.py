@@ -6,6 +6,7 @@ Integers only. It knows nothing of teams or seconds: `schedule` deals the tasks 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -78,6 +79,15 @@ class Work:
         handed = {group.name for group in needed(self.layout, self.chain.handover)}
         return tuple(task for task in self.tasks if task.kind == "make" and task.group in handed)
 
+    @property
+    def width(self) -> int:
+        """How many groups of a segment can be made at once: the most at one depth of needs."""
+        depths: dict[Task, int] = {}
+        for task in self.tasks:
+            depths[task] = 1 + max((depths[need] for need in self.needs[task]), default=0)
+        at = Counter((t.segment, depths[t]) for t in self.tasks if t.kind == "make")
+        return max(at.values())
+
 
 def film_work(layout: Layout, chain: Chain, frames: int) -> Work:
     """The tasks of a film of `frames` pixel frames.
@@ -88,7 +98,7 @@ def film_work(layout: Layout, chain: Chain, frames: int) -> Work:
     """
     segments = segments_for(chain, frames)
     if segments > 1:
-        _check_seeds(layout, chain)
+        check_chained(layout, chain)
     needs: dict[Task, tuple[Task, ...]] = {}
     usual: tuple[Group, ...] | None = None  # all segments but the last need the same groups
     for segment in range(segments):
@@ -130,7 +140,9 @@ def _maker(chain: Chain, segment: int, group: Group) -> Task:
     return Task(segment, "make", group.name)
 
 
-def _check_seeds(layout: Layout, chain: Chain) -> None:
+def check_chained(layout: Layout, chain: Chain) -> None:
+    """Raises ArgumentError for a layout whose segments cannot be given their seeds: no group may
+    hold these and other frames too."""
     for group in layout.groups:
         inside = [frame < chain.seeds for frame in group.frames]
         if any(inside) and not all(inside):
@@ -140,6 +152,8 @@ def _check_seeds(layout: Layout, chain: Chain) -> None:
                 where=f"layout {layout.name}, group {group.name}",
                 got=f"latent frames {list(group.frames)}",
                 wanted=f"the first {chain.seeds} in groups of their own",
+                todo=f"make one segment, {chain.segment_frames} frames at most, or take a layout "
+                "that starts from the seeds alone",
             )
         if group.name == SEEDS:
             raise ArgumentError(

@@ -177,10 +177,11 @@ def check_folder_writable(path: str | os.PathLike[str]) -> None:
         raise OutputError(error.what, where=os.fspath(path), todo=error.todo) from error
 
 
-def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make the folder `path` and those above it, where they are missing. Raises `OutputError`."""
+def make_folder(path: str | os.PathLike[str], *, private: bool = False) -> None:
+    """Make the folder `path` and those above it, where they are missing; a `private` one is for
+    its owner only. Raises `OutputError`."""
     try:
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(path, mode=0o700 if private else 0o777, exist_ok=True)
     except FileExistsError as error:
         raise output_error(path, NotADirectoryError(errno.ENOTDIR, "")) from error
     except OSError as error:

@@ -17,7 +17,7 @@ from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.mask import Block, dense_blocks
 from mmpl.wan.attention import Piece
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import DEFAULT_ENGINE, CrossKV, DiTParams, Engine, Frames, dit
+from mmpl.wan.dit import DEFAULT_ENGINE, CrossKV, DiTParams, Engine, Positions, dit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def taught_flow(
         torch.cat((clean_BCTHW, noisy_BCTHW), dim=2),
         torch.cat((t_clean_BT, t_BT), dim=1),
         context,
-        frames=Frames((*lesson.clean, *lesson.noisy), pieces=lesson.pieces),
+        frames=Positions((*lesson.clean, *lesson.noisy), pieces=lesson.pieces),
         engine=engine,
     )
     return flow_BCTHW[:, :, clean_BCTHW.shape[2] :]

@@ -1,7 +1,7 @@
 """The diffusion transformer: one stateless function for every way it is used.
 
 Bidirectional clips, teacher forcing under a mask, and group-by-group passes over a K/V cache differ
-only in the `Frames` value and the cache given to `dit`. Parameters
+only in the `Positions` value and the cache given to `dit`. Parameters
 carry the official key names. Knows nothing of groups, samplers or films.
 """
 
@@ -55,7 +55,7 @@ class CrossKV:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Frames:
+class Positions:
     """Where the T latent frames of a pass stand in time and what they see.
 
     `positions`: temporal RoPE positions, in the order of the frames; they may repeat. `slots`: the
@@ -129,7 +129,7 @@ def dit(
     context: CrossKV,
     cache: KVCache | None = None,
     *,
-    frames: Frames,
+    frames: Positions,
     engine: Engine = DEFAULT_ENGINE,
 ) -> Tensor:
     """The flow velocity v_BCTHW = noise - x0 of latents `x_BCTHW`, in the island format.
@@ -220,7 +220,7 @@ def _precision(params: DiTParams, engine: Engine) -> Precision:
     return engine.precision or ops.natural_precision(params.blocks[0].ffn_in.weight.dtype)
 
 
-def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Frames, precision: Precision) -> Tensor:
+def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Positions, precision: Precision) -> Tensor:
     if frames.rope_L1C2 is not None:
         return frames.rope_L1C2
     rows, columns = (size // p for size, p in zip(x_BCTHW.shape[3:], config.patch_size[1:]))
@@ -229,11 +229,11 @@ def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Frames, precision: Precisi
 
 
 def _visible(
-    config: DiTConfig, x_BCTHW: Tensor, frames: Frames, precision: Precision
+    config: DiTConfig, x_BCTHW: Tensor, frames: Positions, precision: Precision
 ) -> Tensor | TokenPieces | None:
     """What hides tokens from each other, in the form that every block wants it."""
     if (frames.slots is not None) + (frames.mask_LL is not None) + bool(frames.pieces) > 1:
-        raise ArgumentError("Frames takes slots or a mask or pieces, not two of them")
+        raise ArgumentError("Positions takes slots or a mask or pieces, not two of them")
     if frames.pieces:
         frame_tokens = config.frame_tokens(*x_BCTHW.shape[3:])
         return token_pieces(frames.pieces, len(frames.positions), frame_tokens)
@@ -241,7 +241,7 @@ def _visible(
 
 
 def _check_inputs(
-    config: DiTConfig, x_BCTHW: Tensor, t_BT: Tensor, context: CrossKV, frames: Frames
+    config: DiTConfig, x_BCTHW: Tensor, t_BT: Tensor, context: CrossKV, frames: Positions
 ) -> None:
     pt, ph, pw = config.patch_size
     T = len(frames.positions)
@@ -265,7 +265,7 @@ def _cache_rows(
     config: DiTConfig,
     x_BCTHW: Tensor,
     cache: KVCache | None,
-    frames: Frames,
+    frames: Positions,
     precision: Precision,
     ranks: int,
 ) -> tuple[slice | None, Rows | None]:
@@ -273,7 +273,7 @@ def _cache_rows(
     if cache is None and frames.slots is None:
         return None, None
     if cache is None or frames.slots is None:
-        raise ArgumentError("a cache and Frames.slots go together")
+        raise ArgumentError("a cache and Positions.slots go together")
     B, _, _, H, W = x_BCTHW.shape
     shape = (config.num_layers, B, None, config.num_heads // ranks, config.head_dim)
     ops.check_shape("cached keys", cache.k_IBSNK, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -137,6 +138,24 @@ def test_no_process_outlives_its_parent(two: Run, model: Path, alone: list[bytes
     assert frames(two.folder / "film.mp4") == alone
 
 
+def test_a_seed_that_was_drawn_is_kept_in_the_job_folder(model: Path, tmp_path: Path) -> None:
+    line = words(model, "--ranks", "2")
+    for flag in ("--seed", "--threads"):
+        del line[line.index(flag) : line.index(flag) + 2]
+    first = Run(tmp_path, *line)
+    first.until_made("segment_0001.plan")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end()[0] == 143
+    begun = json.loads((tmp_path / "film.mp4.job" / "job.json").read_text())
+    line[-1] = "3"
+    code, _, err = Run(tmp_path, *line).end()
+    assert code == 0, err
+    again = next(line for line in err.splitlines() if line.split()[:1] == ["again"])
+    assert str(ROOT / "bin" / "mmpl-gen") in again
+    assert f"--seed {begun['seed']} " in again
+    assert f"--threads {begun['threads']}" in again
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_within_seconds(two: Run, number: int, code: int) -> None:
     two.until_made("segment_0001.plan")
@@ -173,4 +192,4 @@ def test_more_ranks_than_useful_are_named(model: Path, tmp_path: Path) -> None:
     fixed = ["--prompt", PROMPT, "--seed", "5", "--model_path", str(model)]
     code, _, err = Run(tmp_path, *fixed, *line).end()
     assert code == 0, err
-    assert "4 processes are more than 1 segment can use: going on with 2" in err
+    assert "4 processes are more than 1 segment can use: going on with 1" in err

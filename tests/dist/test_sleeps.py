@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from mmpl.film import runtime
 from mmpl.film.exchange import GroupExchange
-from mmpl.film.runtime import Alone, Pixels, Studio, carry_out
+from mmpl.film.runtime import Alone, Frames, Studio, carry_out
 from mmpl.film.segment import Step
 from mmpl.film.settings import Film, Request, resolve
 from mmpl.film.team import form_team
@@ -41,12 +41,12 @@ def asleep(studio: Studio, operation: Any, context: Any, latents: Any) -> Genera
     return torch.zeros(1, SHAPE[0], frames, *SHAPE[1:]), context
 
 
-def black(studio: Studio, segment: int, latents: Any) -> Iterator[Pixels]:
+def black(studio: Studio, segment: int, latents: Any) -> Iterator[Frames]:
     """The frames of a segment, in no time."""
     film = studio.film
     start, stop = film.kept(segment)
     pixels = np.zeros((stop - start, film.height, film.width, 3), np.uint8)
-    yield Pixels(segment, film.chain.step * segment + start, pixels)
+    yield Frames(segment, film.chain.step * segment + start, pixels)
 
 
 def film_of(segments: int) -> Film:

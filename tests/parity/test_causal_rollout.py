@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmpl.wan import flow
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit
-from mmpl.wan.dit import CrossKV, Frames, dit, encode_context
+from mmpl.wan.dit import CrossKV, Positions, dit, encode_context
 from tests.parity import dit_tiny, golden
 
 TOLERANCE = 5e-5
@@ -74,7 +74,7 @@ def velocity(x: Tensor, t: float, text: CrossKV, cache: KVCache) -> tuple[Tensor
     """The flow of the chunk after everything committed so far, and that chunk's slots."""
     first = len(cache.committed)
     own = range(first, first + x.shape[2])
-    frames = Frames(tuple(own), SlotView((own.start, own.stop), (0, own.stop)))
+    frames = Positions(tuple(own), SlotView((own.start, own.stop), (0, own.stop)))
     t_BT = torch.full((x.shape[0], x.shape[2]), t)
     return dit(PARAMS, CONFIG, x, t_BT, text, cache, frames=frames), own
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from mmpl.wan import dit as network
 from mmpl.wan.attention import token_mask
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit
-from mmpl.wan.dit import CrossKV, Engine, Frames, dit, dit_cast, dit_shapes, encode_context
+from mmpl.wan.dit import CrossKV, Engine, Positions, dit, dit_cast, dit_shapes, encode_context
 from mmpl.wan.ops import ALL_BFLOAT16, BFLOAT16, FLOAT32, Precision
 from tests.parity import dit_tiny, golden
 
@@ -56,7 +56,7 @@ def run_sample(case: str, x: Tensor, t: Tensor, context: Tensor, engine: Engine)
     text = encode_context(params, CONFIG, [context], engine=engine)
     frames = x.shape[1]
     t_BT = t.float().expand(1, frames)
-    where = Frames(positions=tuple(range(frames)))
+    where = Positions(positions=tuple(range(frames)))
     return dit(params, CONFIG, x[None], t_BT, text, frames=where, engine=engine)[0]
 
 
@@ -113,7 +113,7 @@ def test_casting_ahead_changes_no_bit() -> None:
     engine = Engine(precision=BFLOAT16)
     rounded = dit_cast(dit_tiny.params(), BFLOAT16)
     text = encode_context(rounded, CONFIG, [context], engine=engine)
-    where = Frames(positions=tuple(range(x.shape[1])))
+    where = Positions(positions=tuple(range(x.shape[1])))
     t_BT = t.float().expand(1, x.shape[1])
     got = dit(rounded, CONFIG, x[None], t_BT, text, frames=where, engine=engine)
     assert torch.equal(got[0], run_sample(case, x, t, context, engine))
@@ -134,7 +134,7 @@ def causal_cache(frames: int) -> KVCache:
 
 def run_cached(x: Tensor, t: Tensor, cache: KVCache, first: int) -> Tensor:
     stop = first + x.shape[2]
-    where = Frames(tuple(range(first, stop)), SlotView((first, stop), (0, stop)))
+    where = Positions(tuple(range(first, stop)), SlotView((first, stop), (0, stop)))
     return dit(dit_tiny.params(), CONFIG, x, t, causal_text(), cache, frames=where)
 
 
@@ -180,7 +180,7 @@ def chunk_of(frames: int, per_chunk: int, first: int) -> Tensor:
 
 def run_masked(x: Tensor, t: Tensor, mask_TT: Tensor, positions: tuple[int, ...]) -> Tensor:
     mask_LL = token_mask(mask_TT, CONFIG.frame_tokens(*x.shape[3:]))
-    where = Frames(positions, mask_LL=mask_LL)
+    where = Positions(positions, mask_LL=mask_LL)
     return dit(dit_tiny.params(), CONFIG, x, t, causal_text(), frames=where)
 
 

@@ -15,7 +15,7 @@ from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.segment import stack
 from mmpl.layout.presets import bidirectional_window
 from mmpl.wan import flow, vae
-from mmpl.wan.dit import CrossKV, Engine, Frames, dit, encode_context
+from mmpl.wan.dit import CrossKV, Engine, Positions, dit, encode_context
 from tests.parity import dit_tiny, golden
 from tests.parity.test_vae import config_of
 from tests.segments import make_segment
@@ -57,7 +57,7 @@ def world(file: str) -> World:
 def trajectory(file: str) -> list[Tensor]:
     """The noise and the sample after every step."""
     w = world(file)
-    frames = Frames(tuple(range(w.noise_BCTHW.shape[2])))
+    frames = Positions(tuple(range(w.noise_BCTHW.shape[2])))
 
     def velocity(x_BCTHW: Tensor, timestep: float, _: int) -> Tensor:
         t_BT = torch.full((len(x_BCTHW), x_BCTHW.shape[2]), timestep)

@@ -23,7 +23,7 @@ from mmpl.train.teacher_forcing import Lesson, lesson, taught_flow
 from mmpl.wan import flow
 from mmpl.wan.attention import token_mask
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import CrossKV, DiTParams, Frames, dit, dit_from_flat, encode_context
+from mmpl.wan.dit import CrossKV, DiTParams, Positions, dit, dit_from_flat, encode_context
 from tests.parity import dit_tiny, golden
 
 FLOW, LOSS, GRADIENT, NORM = 3e-5, 1e-5, 1e-6, 1e-5  # LOSS and NORM are relative
@@ -91,7 +91,7 @@ def by_mask(w: World, run: str, params: DiTParams, mask: Mask | None = None) -> 
     mask_TT = torch.tensor(training_mask(w.layout) if mask is None else mask, dtype=torch.bool)
     x_BCTHW = torch.cat((w.clean, w.noisy(run)), dim=2)
     t_BT = torch.cat((torch.zeros_like(t_BT), t_BT), dim=1)
-    frames = Frames((*every, *every), mask_LL=token_mask(mask_TT, w.meta["frame_tokens"]))
+    frames = Positions((*every, *every), mask_LL=token_mask(mask_TT, w.meta["frame_tokens"]))
     flow_BCTHW = dit(params, w.config, x_BCTHW, t_BT, w.text(run, params), frames=frames)
     yield every, flow_BCTHW[:, :, len(every) :]
 

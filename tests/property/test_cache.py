@@ -14,7 +14,15 @@ from torch import Tensor
 from mmpl.errors import ArgumentError
 from mmpl.wan.attention import Piece, token_mask
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
-from mmpl.wan.dit import CrossKV, DiTParams, Frames, dit, dit_from_flat, dit_shapes, encode_context
+from mmpl.wan.dit import (
+    CrossKV,
+    DiTParams,
+    Positions,
+    dit,
+    dit_from_flat,
+    dit_shapes,
+    encode_context,
+)
 from mmpl.wan.params import to_flat, tree_map
 from tests.small import CONFIGS, small_dit
 
@@ -107,7 +115,7 @@ def run(
     view: SlotView | None = None, mask_TT: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     mask_LL = None if mask_TT is None else token_mask(mask_TT, FRAME_TOKENS)
-    where = Frames(positions, slots=view, mask_LL=mask_LL)
+    where = Positions(positions, slots=view, mask_LL=mask_LL)
     return dit(params(), CONFIG, x, t, text, cache, frames=where)
 
 
@@ -152,7 +160,10 @@ def test_pieces_equal_the_mask_and_so_do_their_gradients(case: Case, seed: int) 
     x, t, text = inputs(1, len(case.order), seed)
     mask_LL = token_mask(case.mask_TT(), FRAME_TOKENS)
     results = []
-    for frames in (Frames(case.order, mask_LL=mask_LL), Frames(case.order, pieces=case.pieces())):
+    for frames in (
+        Positions(case.order, mask_LL=mask_LL),
+        Positions(case.order, pieces=case.pieces()),
+    ):
         leaves = tree_map(lambda w: w.clone().requires_grad_(), params())
         out = dit(leaves, CONFIG, x, t, text, frames=frames)
         gradient = torch.autograd.grad(out.square().mean(), leaves.blocks[0].self_attn.k.weight)
@@ -226,10 +237,10 @@ def test_a_view_that_does_not_fit_is_refused(view: SlotView | None, message: str
 def test_a_writing_pass_needs_no_grad_and_a_reading_one_has_gradients() -> None:
     x, t, text = inputs(1, 2, seed=0)
     cache = kv_commit(empty(1, 4), range(2))
-    stored = Frames((2, 3), SlotView((2, 4), (0, 4)))
+    stored = Positions((2, 3), SlotView((2, 4), (0, 4)))
     with pytest.raises(ArgumentError, match="no gradient"):
         dit(params(), CONFIG, x, t, text, cache, frames=stored)
-    unstored = Frames((2, 3), SlotView(None, (0, 2)))
+    unstored = Positions((2, 3), SlotView(None, (0, 2)))
     x.requires_grad_()
     dit(params(), CONFIG, x, t, text, cache, frames=unstored).sum().backward()
     assert x.grad is not None
