@@ -27,6 +27,7 @@ from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_di
 from mmpl.film import runtime
 from mmpl.film.denoise import Context, Network, Sampler, open_context
 from mmpl.film.exchange import LEADER, GroupExchange, agreed
+from mmpl.film.measure import measured_costs
 from mmpl.film.runtime import (
     Alone,
     Frames,
@@ -168,7 +169,10 @@ def generate(
         done = store.finished(work)
     if ranks is not None:
         done = agreed(done, work, ranks.group)
-    plan = build_schedule(work, teams, _costs(film), mode=mode, order=order, done=done)
+    costs = _costs(film)
+    if ranks is not None and teams > 1 and mode == "adaptive":
+        costs = measured_costs(studio, team, mesh, ranks.group, on_wait=ranks.on_wait)
+    plan = build_schedule(work, teams, costs, mode=mode, order=order, done=done)
     exchange = Alone()
     if ranks is not None:
         shape = studio.latent_shape

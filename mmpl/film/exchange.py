@@ -31,6 +31,7 @@ from mmpl.layout.work import SEEDS, Task, Work
 T = TypeVar("T")
 
 LEADER = 0  # the team to which all frames go
+_GO_ON = "finished segments are kept where there is a job folder; run the same command again"
 _POLL_S = 0.1  # how often a waiting rank looks up: signals and signs of life must get through
 
 
@@ -116,12 +117,9 @@ class GroupExchange:
     def _share(self, z_BCTHW: Tensor, together: dist.ProcessGroup) -> None:
         """From the leader of the team to all of it."""
         try:
-            work = dist.broadcast(z_BCTHW, group=together, group_src=0, async_op=True)
-            while work is not None and not work.is_completed():
-                self._on_wait()
-                time.sleep(_POLL_S / 100)
-            if work is not None:
-                work.wait()
+            _finish(
+                dist.broadcast(z_BCTHW, group=together, group_src=0, async_op=True), self._on_wait
+            )
         except RuntimeError as error:
             raise _lost(self._team.leader_of(self._team.index), error) from error
 
@@ -185,11 +183,25 @@ def agreed(done: frozenset[Task], work: Work, group: dist.ProcessGroup) -> froze
     return frozenset(task for task, mark in zip(work.tasks, marks.tolist(), strict=True) if mark)
 
 
+def gathered(
+    own: Tensor, group: dist.ProcessGroup, *, on_wait: Callable[[], None] = lambda: None
+) -> list[Tensor]:
+    """What each rank of `group` gave, in order; all give tensors of one shape, in host memory.
+
+    Raises RankError when a rank is gone.
+    """
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    try:
+        _finish(dist.all_gather(found, own, group=host_group(group), async_op=True), on_wait)
+    except RuntimeError as error:
+        raise RankError("a rank went away", got=_first_line(error), todo=_GO_ON) from error
+    return found
+
+
 def require_equal(text: str, group: dist.ProcessGroup) -> None:
     """Raises ArgumentError on every rank unless all give the same text."""
     own = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
-    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, own, group=host_group(group))
+    found = gathered(own, group)
     other = [rank for rank, digest in enumerate(found) if not digest.equal(found[LEADER])]
     if other:
         raise ArgumentError(
@@ -218,8 +230,17 @@ def _messages(
 
 
 def _lost(peer: int, error: RuntimeError) -> RankError:
-    return RankError(
-        f"rank {peer} went away",
-        got=str(error).splitlines()[0][:120],
-        todo="finished segments are kept where there is a job folder; run the same command again",
-    )
+    return RankError(f"rank {peer} went away", got=_first_line(error), todo=_GO_ON)
+
+
+def _finish(work: dist.Work | None, on_wait: Callable[[], None]) -> None:
+    """Waits for a collective without falling silent."""
+    while work is not None and not work.is_completed():
+        on_wait()
+        time.sleep(_POLL_S / 100)
+    if work is not None:
+        work.wait()
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[0][:120]

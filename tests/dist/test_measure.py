@@ -1,0 +1,66 @@
+"""Stage times measured on real processes before the work is dealt: the same on all, and used."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import mmpl.film.measure
+import mmpl.generate
+from mmpl.film.measure import costs_of
+from mmpl.generate import Made, Ranks, Request, film_of, generate
+from mmpl.layout.schedule import Costs
+from tests.dist.ranks import run_ranks
+from tests.small import small_model
+
+REQUEST = Request("a red circle moves right", seed=1, segments=4)
+PAUSE_S = 0.1
+
+
+def deal(rank: int, slow: int) -> tuple[Costs, int]:
+    """The costs that this rank deals by, and how many groups it makes; `slow` is a slow one."""
+    if rank == slow:
+        commit = mmpl.film.measure.commit
+
+        def slowly(*args: Any) -> Any:
+            time.sleep(PAUSE_S)
+            return commit(*args)
+
+        mmpl.film.measure.commit = slowly
+    taken: list[Costs] = []
+    build = mmpl.generate.build_schedule
+
+    def note(work: Any, teams: int, costs: Costs, **options: Any) -> Any:
+        taken.append(costs)
+        return build(work, teams, costs, **options)
+
+    mmpl.generate.build_schedule = note
+    group = dist.group.WORLD
+    assert group is not None
+    events = generate(small_model(), REQUEST, ranks=Ranks(group))
+    made = sum(isinstance(e, Made) and e.task.kind == "make" for e in events)
+    return taken[0], made
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_all_deal_by_the_same_times_and_a_slow_rank_gets_less(slow: int) -> None:
+    (costs, first), (others, second) = run_ranks(2, deal, slow)
+    assert costs == others
+    assert costs.speeds[0] == 1.0
+    assert costs.speeds[1] < 0.5 if slow == 1 else costs.speeds[1] > 2.0
+    made = {0: first, 1: second}
+    assert made[slow] < made[1 - slow]
+    film = film_of(small_model(), REQUEST)
+    assert costs.make == pytest.approx({n: film.steps * s for n, s in costs.refresh.items()})
+    assert 0 < costs.hand_over < costs.decode
+
+
+def test_small_differences_are_noise_and_nobody_stands_still() -> None:
+    film = film_of(small_model(), REQUEST)
+    passes = [1.0] * len(film.layout.groups)
+    costs = costs_of(film, [[*passes, 0.5], [p * 1.04 for p in passes] + [9.0], [99.0 * p for p in passes] + [0.5]])
+    assert costs.speeds == (1.0, 1.0, 0.1)
+    assert costs.decode == 0.5 * film.chain.segment_frames
