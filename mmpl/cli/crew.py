@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,9 +28,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Crew:
-    """The process at `place` among those of one film."""
+    """The process at `place` among those of one film, joined once all are there.
 
-    def __init__(self, place: Place, device: torch.device) -> None:
+    Raises RankError if those that start them are not to be found for `patience_s`.
+    """
+
+    def __init__(self, place: Place, device: torch.device, patience_s: float) -> None:
         self._place, self._device = place, device
         self._beats: Beats | None = None
         if place.folder is not None:
@@ -37,13 +41,12 @@ class Crew:
             _end_with_parent()
             # The parent decides when all stop, so that each stops once and in order.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        elif place.rank > 0:
+            _await_port(patience_s)
+        self._meet()
 
-    def join(self, model: Model, film: Film, mesh: Mesh | None) -> Ranks:
-        """The processes of the film, once all are there.
-
-        Raises ArgumentError if they are not about to make the same film, RankError if some do
-        not come.
-        """
+    def _meet(self) -> None:
+        """Before the model is loaded, so that a wrong address does not cost minutes."""
         backend = "gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl"
         folder = self._place.folder
         try:
@@ -55,10 +58,14 @@ class Crew:
                 timeout=timedelta(seconds=MEETING_S),
             )
         except (RuntimeError, ValueError) as error:
-            raise RankError(
-                "the processes did not find each other", got=str(error).splitlines()[0][:120],
-                todo="check MASTER_ADDR and MASTER_PORT, and that all were started",
-            ) from error  # fmt: skip
+            raise _not_met(str(error).splitlines()[0][:120]) from error
+
+    def join(self, model: Model, film: Film, mesh: Mesh | None) -> Ranks:
+        """The processes of the film, once all have loaded their model.
+
+        Raises ArgumentError if they are not about to make the same film, RankError if some are
+        gone.
+        """
         group = dist.group.WORLD
         assert group is not None
         same = (__version__, torch.__version__, film, mesh, sorted(model.digests.items()))
@@ -80,6 +87,31 @@ class Crew:
     def _beat(self, segment: int = 0, step: int = 0) -> None:
         if self._beats is not None:
             self._beats.write(self._place.rank, started=True, segment=segment, step=step)
+
+
+def _await_port(patience_s: float) -> None:
+    """Until rank 0 can be reached: torch itself would try for as long as loading may take."""
+    address = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address[1].isdigit():
+        raise _not_met(f"MASTER_PORT {address[1]!r}")
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection((address[0], int(address[1])), timeout=2).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise _not_met(f"{':'.join(address)} {error.strerror or error}") from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _not_met(got: str) -> RankError:
+    return RankError(
+        "the processes did not find each other",
+        got=got,
+        todo="check MASTER_ADDR and MASTER_PORT, and that all were started",
+    )
 
 
 def _end_with_parent() -> None:

@@ -122,6 +122,7 @@ def _make(
         job_dir=settings.get("job_dir"),
         schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
         place=here,
+        patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
         mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
     )
     make(order, console)

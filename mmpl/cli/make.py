@@ -60,6 +60,7 @@ class Order:
     job_dir: str | None
     schedule: Mapping[str, str]
     place: Place | None
+    patience_s: float
     mesh: Mesh | None
 
 
@@ -90,7 +91,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     start = time.monotonic()
     torch.set_num_threads(order.machine["threads"])
     device = _device(order.machine["device"], order.place)
-    crew = None if order.place is None else Crew(order.place, device)
+    crew = None if order.place is None else Crew(order.place, device, order.patience_s)
     dtype = _dtype(order.machine["dtype"], device)
     attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
     model = load_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,33 @@ class Run:
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode, out, err
+
+
+def started_by_hand(
+    folder: Path, ranks: int, port: int, *lines: list[str], first: int = 0
+) -> list[subprocess.Popen[str]]:
+    """The command as torchrun would start it, one process a line, from rank `first` on."""
+    processes = []
+    for rank, line in enumerate(lines, first):
+        places = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in places.items()}}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "bin" / "mmpl-gen"), *line],
+                cwd=folder,
+                env={**environment, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return own.getsockname()[1]
 
 
 def words(model: Path, *more: str) -> list[str]:
@@ -177,6 +205,42 @@ def test_the_error_of_a_rank_is_the_commands(tmp_path: Path) -> None:
     assert "not finite" in err.splitlines()[-1]
 
 
+# Put on the path of all processes: on rank 1, groups are too large for the memory of its device.
+FULL = """
+import importlib.machinery, importlib.util, os, sys
+
+class Loader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        import torch
+        def make_group(*args):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        module.make_group = make_group
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "mmpl.film.segment" and os.environ.get("RANK") == "1":
+            file = os.path.join(path[0], "segment.py")
+            return importlib.util.spec_from_file_location(name, file, loader=Loader(name, file))
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_rank_out_of_memory_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    line = words(model, "--ranks", "2", "--schedule", "round_robin")
+    code, _, err = Run(tmp_path, *line).end()
+    assert code == 8
+    said = err.splitlines()[-1]
+    assert "rank 1: out of memory; got CUDA out of memory" in said
+    assert "make the film smaller, or use --dtype bfloat16" in said
+    assert (tmp_path / "film.mp4.job" / "segment_0001.plan.safetensors").exists(), "all is kept"
+
+
 def test_a_job_folder_of_another_film_is_refused(model: Path, tmp_path: Path) -> None:
     first = Run(tmp_path, *words(model, "--job_dir", "job", "--output", "a.mp4"))
     assert first.end()[0] == 0
@@ -193,3 +257,37 @@ def test_more_ranks_than_useful_are_named(model: Path, tmp_path: Path) -> None:
     code, _, err = Run(tmp_path, *fixed, *line).end()
     assert code == 0, err
     assert "4 processes are more than 1 segment can use: going on with 1" in err
+
+
+def test_processes_started_by_torchrun_make_the_same_film(
+    model: Path, tmp_path: Path, alone: list[bytes]
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    line = [*torchrun, "--master-port", str(free_port()), str(ROOT / "bin" / "mmpl-gen")]
+    done = subprocess.run(
+        [*line, *words(model)], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "film.mp4\n"
+    assert frames(tmp_path / "film.mp4") == alone
+
+
+def test_a_dead_port_is_told_before_a_model_is_loaded(model: Path, tmp_path: Path) -> None:
+    line = words(model, "--rank_timeout", "1")
+    (process,) = started_by_hand(tmp_path, 2, free_port(), line, first=1)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 5
+    (said,) = err.splitlines()
+    assert "the processes did not find each other" in said
+    assert "check MASTER_ADDR and MASTER_PORT" in said
+
+
+def test_other_weights_on_another_rank_are_refused(model: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", seed=9)
+    lines = [words(folder) for folder in (model, other)]
+    for process in started_by_hand(tmp_path, 2, free_port(), *lines):
+        _, err = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 2
+        assert "different versions, settings or weights" in err.splitlines()[-1]
+        assert "ranks 1 differ from rank 0" in err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
