@@ -15,7 +15,7 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.layout.presets import SEGMENT_LATENTS, mmpl_t2v
 from mmpl.train.dit_loss import DiTTraining, course
 from mmpl.train.loop import Recipe
-from mmpl.train.pipeline import Blueprint, VAEStage
+from mmpl.train.pipeline import Blueprint, Stage
 from mmpl.train.start import start_transformer, start_vae
 from mmpl.train.vae_loss import VAETraining, View
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -93,14 +93,16 @@ def small_blueprint() -> Blueprint:
         size=size,
         captions=50,
         vae_stages=(
-            VAEStage("vae-first", VAETraining(size, (View(2, 1, size),)), recipe),
-            VAEStage("vae-last", VAETraining(size, (View(1, 3, size),), seed=1), recipe),
+            Stage("vae-first", VAETraining(size, (View(2, 1, size),)), recipe),
+            Stage("vae-last", VAETraining(size, (View(1, 3, size),), seed=1), recipe),
         ),
         clips=4,
         latents=SEGMENT_LATENTS,
         beginnings=3,
-        dit_training=DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=30),
-        dit_recipe=recipe,
+        dit_stages=(
+            Stage("dit-first", DiTTraining((course(mmpl_t2v(), 1.0, {"init": 0.0}),), 30), recipe),
+            Stage("dit-last", DiTTraining((course(mmpl_t2v(), 1.0, {}),), 30, seed=1), recipe),
+        ),
         defaults=replace(DEFAULTS, width=size, height=size),
     )
 

@@ -50,7 +50,13 @@ TRAIN = Command(
             **one_of(*STAGES, "all"),
             positional=True,
         ),
-        Flag("steps", WORK, "N", "how many steps `dit` takes", **whole(1, MOST_STEPS)),
+        Flag(
+            "steps",
+            WORK,
+            "N",
+            "how many steps the last stage of `dit` takes",
+            **whole(1, MOST_STEPS),
+        ),
         Flag(
             "compile",
             WORK,
@@ -96,8 +102,9 @@ def _command(argv: list[str], console: Console) -> int:
     device = _device(given.get("device", "cpu"))
     blueprint = tiny.blueprint()
     if "steps" in given:
-        recipe = replace(blueprint.dit_recipe, steps=given["steps"])
-        blueprint = replace(blueprint, dit_recipe=recipe)
+        *earlier, last = blueprint.dit_stages
+        last = replace(last, recipe=replace(last.recipe, steps=given["steps"]))
+        blueprint = replace(blueprint, dit_stages=(*earlier, last))
     compiled = "compile" in given
     engine = Engine(block_fn=torch.compile(block, dynamic=False)) if compiled else DEFAULT_ENGINE
     for stage in stages:
@@ -108,8 +115,8 @@ def _command(argv: list[str], console: Console) -> int:
             for name, done in pipeline.encode_clips(blueprint, runs, device=device):
                 console.say(f"latents {name} {done}")
         elif stage == "dit":
-            for progress in pipeline.train_dit(blueprint, runs, engine=engine, device=device):
-                console.say(_line("dit", progress))
+            for name, progress in pipeline.train_dit(blueprint, runs, engine=engine, device=device):
+                console.say(_line(name, progress))
         else:
             pipeline.bundle(blueprint, runs, output)
             print_result(str(output))

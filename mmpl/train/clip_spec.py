@@ -21,6 +21,7 @@ CANVAS = 64.0
 # Circumradius over size, so that shapes of one size look equally large (about equal areas).
 REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.5, "star": 1.55}
 _CONTINUATION_FRAMES = 6 * 76  # how far into a film a continuation window can start
+_TILT = 0.15  # radians: objects stand almost upright, which is far easier to learn
 _CONTRAST = 0.5  # least RGB distance between the object and any colour of the background
 
 Array = NDArray[np.float64]
@@ -48,15 +49,13 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A sinusoidal gradient between two RGB colours that pans and turns."""
+    """A sinusoidal gradient between two RGB colours."""
 
     first: Rgb
     second: Rgb
     angle: float  # radians
-    turn: float  # radians per frame
     wavelength: float  # units
     phase: float  # radians
-    pan: float  # radians per frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,6 @@ class ClipSpec:
     value: float
     size: float  # units
     angle: float  # radians
-    spin: float  # radians per frame
     near: tuple[float, float]  # where the path starts; centre of an orbit; floor of a bounce
     far: tuple[float, float]  # where the path turns back
     growth: float  # size at `far` over size at `near`
@@ -92,12 +90,11 @@ class ClipSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """Where the object is in each frame: centre and size in units, angle in radians."""
+    """Where the object is in each frame: centre and size in units."""
 
     x: Array
     y: Array
     size: Array
-    angle: Array
 
 
 def draw_spec(seed: int, *, held_out: bool | None = False, continuation: bool = False) -> ClipSpec:
@@ -142,7 +139,7 @@ def track(spec: ClipSpec, frames: tuple[int, int]) -> Track:
         y = y0 - spec.rise * 4.0 * flight * (1.0 - flight)
     noise_x, noise_y, noise_size = spec.noise
     size = spec.size * spec.growth**along * (1.0 + noise_size(t))
-    return Track(x + noise_x(t), y + noise_y(t), size, spec.angle + spec.spin * t)
+    return Track(x + noise_x(t), y + noise_y(t), size)
 
 
 def _sway(p: Array) -> Array:
@@ -178,8 +175,7 @@ def _draw_motion(rng: Generator, shape: str, motion: str, hue: float) -> ClipSpe
         saturation=float(saturation),
         value=float(value),
         size=float(size),
-        angle=float(rng.uniform(-math.pi, math.pi)),
-        spin=float(rng.uniform(-0.04, 0.04) * (rng.random() < 0.7)),
+        angle=float(rng.uniform(-_TILT, _TILT)),
         near=near,
         far=far,
         growth=float(growth),
@@ -237,10 +233,8 @@ def _draw_background(rng: Generator, ink: Rgb) -> Background:
         first,
         second,
         angle=float(rng.uniform(-math.pi, math.pi)),
-        turn=float(rng.uniform(-0.01, 0.01)),
         wavelength=float(CANVAS * rng.uniform(2.0, 4.0)),
         phase=float(rng.uniform(-math.pi, math.pi)),
-        pan=float(rng.uniform(-0.02, 0.02)),
     )
 
 
@@ -249,7 +243,7 @@ def _draw_colours(rng: Generator) -> tuple[Rgb, Rgb]:
     hue, saturation, value = rng.random(), rng.random() ** 0.7, rng.random() ** 0.8
     if rng.random() < 0.25:
         saturation *= 0.1  # black, grays, white
-    if rng.random() < 0.35:
+    if rng.random() < 0.15:
         other = rng.random(3)
     else:
         other = np.array([hue, saturation, value]) + rng.normal(0.0, (0.04, 0.1, 0.13))

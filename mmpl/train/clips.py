@@ -166,12 +166,10 @@ def _rows(
     pixel = CANVAS / size
     left, top = (crop[1] + 0.5) * pixel, (crop[0] + 0.5) * pixel
     path = track(spec, frames)
-    t = np.arange(*frames, dtype=np.float64) + spec.start_frame
     back = spec.background
-    direction = back.angle + back.turn * t
     rate = 2.0 * math.pi / back.wavelength
-    along_x, along_y = rate * np.cos(direction), rate * np.sin(direction)
+    along_x, along_y = rate * math.cos(back.angle), rate * math.sin(back.angle)
     centre = CANVAS / 2.0
-    offset = along_x * (left - centre) + along_y * (top - centre) + back.phase + back.pan * t
-    rows = (path.x - left, path.y - top, path.size, path.angle, along_x, along_y, offset)
-    return np.stack(rows).astype(np.float32)
+    offset = along_x * (left - centre) + along_y * (top - centre) + back.phase
+    rows = (path.x - left, path.y - top, path.size, spec.angle, along_x, along_y, offset)
+    return np.stack(np.broadcast_arrays(*rows)).astype(np.float32)

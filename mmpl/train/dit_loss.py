@@ -68,11 +68,15 @@ class DiTTraining:
 
 
 def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
-    """All groups of a layout, with shares by group name, 1 where none is given.
+    """All groups of a layout, with shares by group name, 1 where none is given, 0 to leave one out.
 
     A first group of a single frame is given, not learned (image-to-video).
     """
-    learned = [group for group in layout.groups if group.sees or len(group.frames) > 1]
+    learned = [
+        group
+        for group in layout.groups
+        if weights.get(group.name, 1.0) > 0 and (group.sees or len(group.frames) > 1)
+    ]
     total = sum(weights.get(group.name, 1.0) for group in learned)
     return Course(
         layout,

@@ -1,6 +1,6 @@
 """A model bundle from nothing, stage by stage, in one run folder.
 
-    the stages of the VAE, one after the other -> latents -> dit -> bundle
+    the stages of the VAE, one after the other -> latents -> those of the transformer -> bundle
 
 What is made is a `Blueprint`, a value; `mmpl.train.tiny` has the one of weights/tiny. Every stage
 resumes from what the folder holds, and refuses a folder that was made otherwise.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from mmpl.checkpoint.bundle import Configs, write_bundle
 from mmpl.checkpoint.defaults import Defaults
@@ -18,7 +19,7 @@ from mmpl.checkpoint.read import digest
 from mmpl.layout.timeline import SEED_LATENTS
 from mmpl.train.dit_loss import Data, DiTTraining, dit_loss, split
 from mmpl.train.latents import LatentClips, encode_shards, read_shards
-from mmpl.train.loop import Progress, Recipe, Weights, averaged_weights, train
+from mmpl.train.loop import STATE_FILE, Progress, Recipe, Weights, averaged_weights, train
 from mmpl.train.start import start_transformer, start_vae
 from mmpl.train.vae_loss import VAETraining, vae_loss
 from mmpl.train.vocabulary import make_tokenizer
@@ -29,13 +30,16 @@ from mmpl.wan.text import text_from_flat, text_shapes
 from mmpl.wan.tokenizer import Tokenizer
 from mmpl.wan.vae import vae_from_flat
 
+Training = TypeVar("Training", VAETraining, DiTTraining)
+
 
 @dataclass(frozen=True, slots=True)
-class VAEStage:
-    """One stage of the VAE: what it looks at, and for how long. `name` is its run's folder."""
+class Stage(Generic[Training]):
+    """One stage of a network: what it learns from, and for how long. It begins with the averaged
+    weights of the stage before. `name` is its run's folder."""
 
     name: str
-    training: VAETraining
+    training: Training
     recipe: Recipe
 
 
@@ -52,12 +56,11 @@ class Blueprint:
     configs: Configs
     size: int
     captions: int
-    vae_stages: tuple[VAEStage, ...]
+    vae_stages: tuple[Stage[VAETraining], ...]
     clips: int
     latents: int
     beginnings: int
-    dit_training: DiTTraining
-    dit_recipe: Recipe
+    dit_stages: tuple[Stage[DiTTraining], ...]
     defaults: Defaults
 
 
@@ -94,21 +97,27 @@ def encode_clips(
 
 def train_dit(
     blueprint: Blueprint, runs: Path, *, engine: Engine = DEFAULT_ENGINE, device: str = "cpu"
-) -> Iterator[Progress]:
-    """The transformer and its text encoder on the encoded clips."""
+) -> Iterator[tuple[str, Progress]]:
+    """All stages of the transformer and its text encoder on the encoded clips; yields (stage,
+    progress)."""
     clips, beginnings, whitening = _latents(runs)
     data = Data(*(_clips_on(device, whitened(whitening, part)) for part in (clips, beginnings)))
     configs, tokenizer_json = _with_vocabulary(blueprint)
-    start = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(configs.dit), 0).items()}
-    start |= {f"text.{n}": t for n, t in start_transformer(text_shapes(configs.text), 1).items()}
-    training, tokenizer = blueprint.dit_training, Tokenizer(tokenizer_json)
-    loss = dit_loss(configs.dit, configs.text, tokenizer, data, training, engine=engine)
-    setting = {
-        "network": (configs.dit, configs.text),
-        "training": training,
-        "data": (len(clips.seeds), len(beginnings.seeds), digest({"z": whitening.forward_CC})),
-    }
-    yield from train(_on(device, start), loss, blueprint.dit_recipe, runs / "dit", setting=setting)
+    weights = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(configs.dit), 0).items()}
+    weights |= {f"text.{n}": t for n, t in start_transformer(text_shapes(configs.text), 1).items()}
+    tokenizer = Tokenizer(tokenizer_json)
+    made_of = len(clips.seeds), len(beginnings.seeds), digest({"z": whitening.forward_CC})
+    for stage in blueprint.dit_stages:
+        loss = dit_loss(configs.dit, configs.text, tokenizer, data, stage.training, engine=engine)
+        setting = {
+            "network": (configs.dit, configs.text),
+            "training": stage.training,
+            "data": made_of,
+        }
+        start = _on(device, weights)
+        for progress in train(start, loss, stage.recipe, runs / stage.name, setting=setting):
+            yield stage.name, progress
+        weights = averaged_weights(runs / stage.name)[0]
 
 
 def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
@@ -116,7 +125,7 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
 
     The VAE is stored as float16, which moves its pixels by less than one level; it runs in float32.
     """
-    weights, _ = averaged_weights(runs / "dit")
+    weights, _ = averaged_weights(runs / _last_begun(blueprint, runs).name)
     _, _, whitening = _latents(runs)
     configs, tokenizer_json = _with_vocabulary(blueprint)
     vae = vae_from_flat(fold(whitening, _vae_weights(blueprint, runs)), configs.vae)
@@ -129,6 +138,12 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
         tokenizer_json=tokenizer_json,
         defaults=blueprint.defaults,
     )
+
+
+def _last_begun(blueprint: Blueprint, runs: Path) -> Stage[DiTTraining]:
+    """The last stage of the transformer that has weights, else the first."""
+    begun = [stage for stage in blueprint.dit_stages if (runs / stage.name / STATE_FILE).exists()]
+    return (begun or blueprint.dit_stages)[-1 if begun else 0]
 
 
 def _on(device: str, weights: Weights) -> Weights:

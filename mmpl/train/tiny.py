@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmpl.checkpoint.bundle import Configs
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.layout.presets import SEGMENT_LATENTS, mmpl_i2v, mmpl_t2v
 from mmpl.train import grammar
 from mmpl.train.dit_loss import DiTTraining, course
 from mmpl.train.loop import Recipe
-from mmpl.train.pipeline import Blueprint, VAEStage
-from mmpl.train.vae_loss import detail, motion, segments, stills
+from mmpl.train.pipeline import Blueprint, Stage
+from mmpl.train.vae_loss import VAETraining, detail, motion, segments, stills
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
-SHIFT = 2.0  # of timesteps towards noise, in training and sampling
+SHIFT = 2.0  # of timesteps towards noise, in sampling
 SIZE = 64  # pixels a side
 LATENT_CHANNELS = 16
 TEXT_DIM = 64
@@ -57,41 +59,33 @@ def blueprint() -> Blueprint:
         size=SIZE,
         captions=20000,
         vae_stages=vae_stages(),
-        clips=3072,
+        clips=2048,
         latents=SEGMENT_LATENTS,
         beginnings=12288,  # at a tenth of a clip's cost
-        dit_training=dit_training(),
-        dit_recipe=Recipe(
-            steps=2900,
-            learning_rate=2e-3,
-            matrix_rate=1.5e-2,
-            warmup=100,
-            beta2=0.98,
-            ema_decay=0.995,
-        ),
+        dit_stages=dit_stages(),
         defaults=defaults(),
     )
 
 
-def vae_stages() -> tuple[VAEStage, ...]:
+def vae_stages() -> tuple[Stage[VAETraining], ...]:
     """From single frames to whole segments."""
     return (
-        VAEStage(
+        Stage(
             "vae-stills",
             stills(SIZE),
             Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.95),
         ),
-        VAEStage(
+        Stage(
             "vae-motion",
             motion(SIZE),
             Recipe(steps=300, learning_rate=1e-3, matrix_rate=1e-2, warmup=20, ema_decay=0.97),
         ),
-        VAEStage(
+        Stage(
             "vae-detail",
             detail(SIZE),
             Recipe(steps=2600, learning_rate=1e-3, matrix_rate=1.2e-2, warmup=20, ema_decay=0.99),
         ),
-        VAEStage(
+        Stage(
             "vae-segments",
             segments(SIZE),
             Recipe(steps=230, learning_rate=5e-4, matrix_rate=6e-3, warmup=20, ema_decay=0.95),
@@ -99,12 +93,33 @@ def vae_stages() -> tuple[VAEStage, ...]:
     )
 
 
-def dit_training() -> DiTTraining:
-    """Text-to-video and image-to-video mixed. Most on the first frames, which alone must be read
-    off the text, and on the plan, which carries the story."""
-    shares = {"init": 3.0, "second": 0.5, "plan": 2.0}
-    courses = (course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares))
-    return DiTTraining(courses, frames=192, shift=SHIFT)
+def dit_stages() -> tuple[Stage[DiTTraining], ...]:
+    """A short look at everything; first frames and plans, for what a film shows must be read off
+    the text there; then everything, text-to-video and image-to-video mixed."""
+    even = {"init": 3.0, "second": 0.5, "plan": 2.0}
+    beginning = {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
+    courses = course(mmpl_t2v(), 0.85, even), course(mmpl_i2v(), 0.15, even)
+    recipe = Recipe(
+        steps=1000,
+        learning_rate=2e-3,
+        matrix_rate=1.5e-2,
+        warmup=100,
+        beta2=0.98,
+        ema_decay=0.995,
+    )
+    return (
+        Stage("dit-first", DiTTraining(courses, frames=192, shift=SHIFT), recipe),
+        Stage(
+            "dit-beginnings",
+            DiTTraining((course(mmpl_t2v(), 1.0, beginning),), frames=192, shift=3.0, seed=1),
+            replace(recipe, steps=1500),
+        ),
+        Stage(
+            "dit-films",
+            DiTTraining(courses, frames=192, shift=3.0, seed=2),
+            replace(recipe, steps=4000),
+        ),
+    )
 
 
 def defaults() -> Defaults:

@@ -1,9 +1,11 @@
-"""Latents turned and scaled so that every direction counts alike, without touching a pixel.
+"""Latents turned and scaled so that directions count more evenly, without touching a pixel.
 
 A VAE leaves its latents correlated: most of their variance is the colour of the background, and
 outlines lie in directions of a hundredth of it. A diffusion model, which adds noise of one strength
-to all, would see outlines only in its very last steps. So the latents are whitened, and since the
-VAE's convolutions next to them reach one position only, the change is folded into these.
+to all, would see outlines only in its very last steps. Made equal altogether, outlines, which are
+nothing but near an object, would stand out there before its colour does. So the latents are
+whitened in part, and since the VAE's convolutions next to them reach one position only, the change
+is folded into these.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from mmpl.train.latents import LatentClips
 
+EVENNESS = 1 / 3  # 0 keeps the ratios of the deviations, 1 makes them all 1
 FLOOR = 0.03  # of the mean variance: directions with less are nearly empty and stay small
 
 
@@ -29,11 +32,13 @@ class Whitening:
 
 
 def whitening_of(clips: LatentClips) -> Whitening:
-    """The whitening of the principal components of raw latents."""
+    """The partial whitening of raw latents by their principal components; the mean variance of
+    the result is 1."""
     z_NC = clips.z_BCTHW.double().movedim(1, -1).flatten(0, -2)
     mean_C = z_NC.mean(0)
     variance_C, axes_CC = torch.linalg.eigh(torch.cov((z_NC - mean_C).T))
-    scale_C = variance_C.clamp(min=FLOOR * variance_C.mean().item()).sqrt()
+    scale_C = variance_C.clamp(min=FLOOR * variance_C.mean().item()) ** (EVENNESS / 2)
+    scale_C *= (variance_C / scale_C**2).mean().sqrt()
     return Whitening(
         mean_C.float(),
         (axes_CC / scale_C).T.contiguous().float(),

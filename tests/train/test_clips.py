@@ -37,7 +37,7 @@ def test_the_clips_of_the_trained_bundle_stay_the_same() -> None:
     spec = draw_spec(0)
     assert (spec.shape, spec.motion, spec.hue_bin) == ("star", "down-right", "blue")
     assert spec.hue == pytest.approx(210.48177277)
-    assert spec.background.pan == pytest.approx(-0.01201938)
+    assert spec.background.phase == pytest.approx(-2.57137445)
 
 
 def test_every_word_is_drawn() -> None:

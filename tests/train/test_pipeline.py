@@ -45,7 +45,7 @@ def test_a_bundle_from_nothing_makes_films_and_does_not_depend_on_stops(tmp_path
     digests = made(tmp_path / "runs", tmp_path / "model", cut=False)
     assert made(tmp_path / "cut", tmp_path / "again", cut=True) == digests
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert folders == ["dit", "latents", "vae-first", "vae-last"]
+    assert folders == ["dit-first", "dit-last", "latents", "vae-first", "vae-last"]
 
     model = load_model(tmp_path / "model")
     assert model.digests == digests
