@@ -48,7 +48,8 @@ def _command(argv: list[str], console: Console) -> int:
         print_result(_version())
         return 0
     here = place()
-    console.quiet = "quiet" in given or (here is not None and here.rank > 0)
+    aside = here is not None and here.rank > 0 and not here.first_of_machine
+    console.quiet = "quiet" in given or aside
     record = job.read_record(given["config"]) if "config" in given else job.Record({}, {}, {})
     settings = {**job.merge(given, record.settings), **(here.settings if here else {})}
     if "examples" in given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     if crew is not None:
         events = crew.follow(events)
     if order.place is not None and order.place.rank > 0:
+        if order.place.first_of_machine:
+            console.say(_machine_line(order.place, engine))
         for _ in events:
             pass
         return {}, engine
@@ -165,6 +168,11 @@ def _metadata(order: Order, film: Film, model: Model, engine: Mapping[str, Any])
             "av": av.__version__,
         },
     }
+
+
+def _machine_line(place: Place, engine: Mapping[str, Any]) -> str:
+    how = ", ".join(f"{engine[name]}" for name in ("device", "dtype", "attention"))
+    return f"{socket.gethostname()}: from rank {place.rank} of {place.ranks} on, {how}"
 
 
 def _ranks(order: Order) -> int:

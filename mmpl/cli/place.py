@@ -28,6 +28,11 @@ class Place:
         """Whether it checks and warns, which a parent would have done already."""
         return self.folder is None and self.rank == 0
 
+    @property
+    def first_of_machine(self) -> bool:
+        """Whether it tells for its machine, one of several, that it takes part."""
+        return self.folder is None and self.local_rank == 0
+
 
 def place() -> Place | None:
     """The place this process was given in its environment, if any."""

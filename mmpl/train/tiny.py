@@ -112,7 +112,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-beginnings",
             DiTTraining((course(mmpl_t2v(), 1.0, beginning),), frames=192, shift=3.0, seed=1),
-            replace(recipe, steps=1500),
+            replace(recipe, steps=3200),
         ),
         Stage(
             "dit-films",

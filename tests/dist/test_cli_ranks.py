@@ -61,12 +61,13 @@ class Run:
 
 
 def started_by_hand(
-    folder: Path, ranks: int, port: int, *lines: list[str], first: int = 0
+    folder: Path, ranks: int, port: int, *lines: list[str], first: int = 0, local: int | None = None
 ) -> list[subprocess.Popen[str]]:
     """The command as torchrun would start it, one process a line, from rank `first` on."""
     processes = []
     for rank, line in enumerate(lines, first):
-        places = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        places = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        places["LOCAL_RANK"] = rank if local is None else local
         environment = {**os.environ, **{k: str(v) for k, v in places.items()}}
         processes.append(
             subprocess.Popen(
@@ -270,6 +271,23 @@ def test_processes_started_by_torchrun_make_the_same_film(
     assert done.returncode == 0, done.stderr
     assert done.stdout == "film.mp4\n"
     assert frames(tmp_path / "film.mp4") == alone
+
+
+def test_another_machine_says_that_it_takes_part(model: Path, tmp_path: Path) -> None:
+    """Two processes that are each the first of a machine."""
+    line = words(model, "--segments", "1", "--steps", "1")
+    del line[4:8]
+    port = free_port()
+    leader, other = (
+        process
+        for rank in range(2)
+        for process in started_by_hand(tmp_path, 2, port, line, first=rank, local=0)
+    )
+    _, err = leader.communicate(timeout=LIMIT_S)
+    assert leader.returncode == 0, err
+    _, said = other.communicate(timeout=LIMIT_S)
+    assert other.returncode == 0, said
+    assert said.splitlines() == [f"{socket.gethostname()}: from rank 1 of 2 on, cpu, float32, sdpa"]
 
 
 def test_a_dead_port_is_told_before_a_model_is_loaded(model: Path, tmp_path: Path) -> None:
