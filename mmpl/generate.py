@@ -155,35 +155,28 @@ def generate(
     """
     film = film_of(model, request)
     mesh = Mesh(1) if ranks is None else ranks.mesh or Mesh(dist.get_world_size(ranks.group))
-    team, teams = ALONE, mesh.teams
+    team = ALONE
     if ranks is not None:
         branches = 1 if film.guidance_scale == 1.0 else 2
         team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
     studio, attention = _studio(model, film, attention, team)
     yield Started(film, attention)
 
-    work = film_work(film.layout, film.chain, film.frames)
-    order = order or ("plan_first" if teams == 1 else "film_first")
-    done: frozenset[Task] = frozenset()
-    if store is not None and team.index == LEADER and team.leads:
-        done = store.finished(work)
-    if ranks is not None:
-        done = agreed(done, work, ranks.group)
-    costs = _costs(film)
-    if ranks is not None and teams > 1 and mode == "adaptive":
-        costs = measured_costs(studio, team, mesh, ranks.group, on_wait=ranks.on_wait)
-    plan = build_schedule(work, teams, costs, mode=mode, order=order, done=done)
+    plan = _plan(studio, team, mesh, ranks, store, mode, order)
     exchange = Alone()
     if ranks is not None:
         shape = studio.latent_shape
         exchange = GroupExchange(ranks.group, team, film, plan, shape, on_wait=ranks.on_wait)
     finished = nothing_finished if store is None else store.get
-    events = carry_out(studio, plan, team.index, exchange, finished, decodes=team.leads)
+    beside = studio.device.type == "cuda"
+    events = carry_out(
+        studio, plan, team.index, exchange, finished, decodes=team.leads, beside=beside
+    )
     if store is not None and team.leads:
         events = _keeping(store, events)
     if isinstance(exchange, GroupExchange):
         events = exchange.gather(events)
-    progress, plans, reel = _Progress(film, plan, team.index), _Plans(film, work), _Reel()
+    progress, plans, reel = _Progress(film, plan, team.index), _Plans(film, plan.work), _Reel()
     for event in events:
         match event:
             case Progress():
@@ -206,6 +199,30 @@ def job_of(model: Model, film: Film) -> dict[str, object]:
     return settings | versions | {
         "weights": dict(model.digests), "device": device, "dtype": dtype, "threads": threads
     }  # fmt: skip
+
+
+def _plan(
+    studio: Studio,
+    team: Team,
+    mesh: Mesh,
+    ranks: Ranks | None,
+    store: Store | None,
+    mode: str,
+    order: str | None,
+) -> Schedule:
+    """Who does what is not done yet; the same on all ranks."""
+    film = studio.film
+    work = film_work(film.layout, film.chain, film.frames)
+    done: frozenset[Task] = frozenset()
+    if store is not None and team.index == LEADER and team.leads:
+        done = store.finished(work)
+    costs = _costs(film)
+    if ranks is not None:
+        done = agreed(done, work, ranks.group)
+        if mesh.teams > 1 and mode == "adaptive":
+            costs = measured_costs(studio, team, mesh, ranks.group, on_wait=ranks.on_wait)
+    order = order or ("plan_first" if mesh.teams == 1 else "film_first")
+    return build_schedule(work, mesh.teams, costs, mode=mode, order=order, done=done)
 
 
 def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.Event]:

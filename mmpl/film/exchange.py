@@ -1,9 +1,10 @@
 """Latents and finished frames between the teams of one film, over a torch process group.
 
 Everything travels in host memory and float32 or uint8, so the same bytes arrive on any device;
-what is sent is a few megabytes a segment. Each neighbour has two threads here: one gives it what is
-sent, one takes in what that neighbour's schedule says it will send, in that order, so no message
-needs a name.
+what is sent is a few megabytes a segment. Latents and frames travel apart, so that the one never
+holds the other up. For each of the two a neighbour has two threads here: one gives it what is sent,
+one takes in what that neighbour's schedule says it will send, in that order, so no message needs a
+name.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ from mmpl.layout.work import SEEDS, Task, Work
 
 T = TypeVar("T")
 
+_Channel = tuple[int, int]  # a team, and a tag
+
 LEADER = 0  # the team to which all frames go
 _GO_ON = "finished segments are kept where there is a job folder; run the same command again"
 _POLL_S = 0.1  # how often a waiting rank looks up: signals and signs of life must get through
+
+
+LATENTS, FRAMES = 0, 1  # tags: frames, which are large and late, never hold latents up
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +69,26 @@ class GroupExchange:
         self._group, self._film, self._on_wait = host_group(group), film, on_wait
         self._team = team
         self._awaited = 0  # segments whose frames other ranks will send here
-        self._outboxes: dict[int, queue.SimpleQueue[Tensor | None]] = {}
+        self._outboxes: dict[_Channel, queue.SimpleQueue[Tensor | None]] = {}
         self._given: queue.SimpleQueue[RankError | None] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[Frames | RankError] = queue.SimpleQueue()
         self._latents: dict[int, queue.SimpleQueue[Tensor | RankError]] = {}
         for peer, operations in enumerate(schedule.operations):
             messages = _messages(film, operations, team.index, latent_shape)
-            if peer != team.index and messages and team.leads:
-                self._awaited += sum(message.frames_of is not None for message in messages)
-                self._latents[peer] = queue.SimpleQueue()
-                self._start(self._take_in, peer, messages)
+            if peer == team.index or not team.leads:
+                continue
+            frames = [message for message in messages if message.frames_of is not None]
+            latents = [message for message in messages if message.frames_of is None]
+            self._awaited += len(frames)
+            self._latents[peer] = queue.SimpleQueue()
+            for tag, awaited in ((LATENTS, latents), (FRAMES, frames)):
+                if awaited:
+                    self._start(self._take_in, (peer, tag), awaited)
 
     def send(self, z_BCTHW: Tensor, peer: int) -> None:
         """Starts sending latents to a team."""
         if self._team.leads:
-            self._post(z_BCTHW.to("cpu", torch.float32).contiguous(), peer)
+            self._post(z_BCTHW.to("cpu", torch.float32).contiguous(), (peer, LATENTS))
 
     def gather(self, events: Iterable[Event]) -> Iterator[Event]:
         """The events of this rank, but for frames: those of all ranks come out at the first
@@ -93,7 +104,7 @@ class GroupExchange:
             else:
                 if isinstance(event, Made) and event.task.kind == "decode":
                     pixels_FHWC = np.concatenate([piece.pixels_FHWC for piece in pieces])
-                    self._post(torch.from_numpy(pixels_FHWC), LEADER)
+                    self._post(torch.from_numpy(pixels_FHWC), (LEADER, FRAMES))
                     pieces.clear()
                 yield event
         while self._awaited:
@@ -127,32 +138,37 @@ class GroupExchange:
         self._awaited -= 1
         return self._wait(self._arrived)
 
-    def _start(self, target: Callable[..., None], peer: int, *args: object) -> None:
-        threading.Thread(target=target, args=(peer, *args), daemon=True, name=f"to {peer}").start()
+    def _start(self, target: Callable[..., None], channel: _Channel, *args: object) -> None:
+        name = f"{target.__name__} {channel}"
+        threading.Thread(target=target, args=(channel, *args), daemon=True, name=name).start()
 
-    def _post(self, tensor: Tensor, peer: int) -> None:
+    def _post(self, tensor: Tensor, channel: _Channel) -> None:
         if not self._given.empty():
             self._wait(self._given)  # a neighbour is gone
-        if peer not in self._outboxes:
-            self._outboxes[peer] = queue.SimpleQueue()
-            self._start(self._give, peer)
-        self._outboxes[peer].put(tensor)
+        if channel not in self._outboxes:
+            self._outboxes[channel] = queue.SimpleQueue()
+            self._start(self._give, channel)
+        self._outboxes[channel].put(tensor)
 
-    def _give(self, peer: int) -> None:
-        for tensor in iter(self._outboxes[peer].get, None):
+    def _give(self, channel: _Channel) -> None:
+        peer, tag = channel
+        rank = self._team.leader_of(peer)
+        for tensor in iter(self._outboxes[channel].get, None):
             try:
-                dist.send(tensor, group=self._group, group_dst=self._team.leader_of(peer))
+                dist.send(tensor, group=self._group, group_dst=rank, tag=tag)
             except RuntimeError as error:
                 self._given.put(_lost(peer, error))
                 return
         self._given.put(None)
 
-    def _take_in(self, peer: int, messages: list[_Message]) -> None:
+    def _take_in(self, channel: _Channel, messages: list[_Message]) -> None:
+        peer, tag = channel
+        rank = self._team.leader_of(peer)
         for message in messages:
             dtype = torch.float32 if message.frames_of is None else torch.uint8
             tensor = torch.empty(message.shape, dtype=dtype)
             try:
-                dist.recv(tensor, group=self._group, group_src=self._team.leader_of(peer))
+                dist.recv(tensor, group=self._group, group_src=rank, tag=tag)
             except RuntimeError as error:
                 self._latents[peer].put(_lost(peer, error))
                 self._arrived.put(_lost(peer, error))

@@ -6,6 +6,8 @@ team that needs another's context makes it again from the final latents.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,6 +75,7 @@ class Frames:
 
 
 Event = Progress | Made | Frames
+_Order = tuple[Task, Latents, torch.cuda.Event | None]  # to decode, once the GPU has the latents
 
 
 class Exchange(Protocol):
@@ -110,12 +113,36 @@ def carry_out(
     finished: Callable[[Task], Tensor] = nothing_finished,
     *,
     decodes: bool = True,
+    beside: bool = False,
 ) -> Generator[Event, None, None]:
     """Does the operations of `team`; yields what is done, as it is done.
 
     `finished`: the latents of a task in `schedule.done`. `decodes`: false for a rank that leaves
-    that to the leader of its team. Raises NumericError for latents that are not finite.
+    that to the leader of its team. `beside`: decodes run beside the denoising, in a thread, on a
+    GPU in a stream of their own. Raises NumericError for latents that are not finite.
     """
+    decoder = _Decoder(studio) if decodes and beside else None
+    try:
+        for event in _carry_out(studio, schedule, team, exchange, finished, decodes, decoder):
+            yield event
+            if decoder is not None:
+                yield from decoder.arrived()
+        if decoder is not None:
+            yield from decoder.arrived(all_of_it=True)
+    finally:
+        if decoder is not None:
+            decoder.stop()
+
+
+def _carry_out(
+    studio: Studio,
+    schedule: Schedule,
+    team: int,
+    exchange: Exchange,
+    finished: Callable[[Task], Tensor],
+    decodes: bool,
+    decoder: _Decoder | None,
+) -> Generator[Event, None, None]:
     book = _Book(studio.film, schedule, finished)
     context, inside = studio.context, -1
     operations = schedule.operations[team]
@@ -132,17 +159,19 @@ def carry_out(
             task = Task(segment, operation.kind, operation.group)
             latents, start_s = book.open(task), time.monotonic()
             z_BCTHW = None
-            if operation.kind == "make":
+            if operation.kind == "decode" and decoder is not None:
+                decoder.start(task, latents)
+            elif operation.kind == "decode" and decodes:
+                yield from _decoded(studio, task, latents)
+            elif operation.kind == "make":
                 if segment != inside:
                     context, inside = reset(context), segment
                 z_BCTHW, context = yield from _make(studio, operation, context, latents)
             elif operation.kind == "hand_over":
                 z_BCTHW = _hand_over(studio, segment, latents)
-            elif decodes:
-                yield from decode(studio, segment, latents)
             if z_BCTHW is not None:
                 book.enter(segment, _result(task), z_BCTHW)
-            yield Made(task, z_BCTHW, start_s, time.monotonic())
+                yield Made(task, z_BCTHW, start_s, time.monotonic())
         book.close(index, last_use)
 
 
@@ -162,6 +191,60 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
             first = film.chain.step * segment + max(start, frame)
             yield Frames(segment, first, to_uint8(kept_CFHW))
         frame += video_BCFHW.shape[2]
+
+
+def _decoded(studio: Studio, task: Task, latents: Latents) -> Iterator[Event]:
+    start_s = time.monotonic()
+    yield from decode(studio, task.segment, latents)
+    yield Made(task, None, start_s, time.monotonic())
+
+
+class _Decoder:
+    """Decodes one segment after the other beside the denoising, in a thread."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._open, self._stopped = 0, False
+        self._on_gpu = studio.device.type == "cuda"
+        threading.Thread(target=self._work, daemon=True, name="decode").start()
+
+    def start(self, task: Task, latents: Latents) -> None:
+        """Begins with a segment as soon as those before are done."""
+        ready = (
+            torch.cuda.current_stream(self._studio.device).record_event if self._on_gpu else None
+        )
+        self._orders.put((task, dict(latents), ready and ready()))
+        self._open += 1
+
+    def arrived(self, *, all_of_it: bool = False) -> Iterator[Event]:
+        """What has been decoded since, or all that was begun."""
+        while self._open if all_of_it else not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise event
+            self._open -= isinstance(event, Made)
+            yield event
+
+    def stop(self) -> None:
+        """Ends the thread, within a latent frame."""
+        self._stopped = True
+        self._orders.put(None)
+
+    def _work(self) -> None:
+        stream = torch.cuda.Stream(self._studio.device) if self._on_gpu else None
+        with torch.cuda.stream(stream):
+            for task, latents, ready in iter(self._orders.get, None):
+                if stream is not None:
+                    stream.wait_event(ready)
+                try:
+                    for event in _decoded(self._studio, task, latents):
+                        self._events.put(event)
+                        if self._stopped:
+                            return
+                except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                    self._events.put(error)
 
 
 def _make(

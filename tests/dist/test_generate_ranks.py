@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import mmpl.generate
+from mmpl.film.runtime import carry_out
 from mmpl.generate import Frames, Made, Mesh, Ranks, Request, Started, generate
 from tests.dist.ranks import run_ranks
 from tests.small import small_model
@@ -73,6 +75,25 @@ def test_the_same_bits_on_any_number_of_ranks(
     assert found[0][1] == frames
     assert all(part == b"" for _, part in found[1:]), "frames come out at rank 0 alone"
     assert sum(bool(part) for part, _ in found) > 1, "the work is shared"
+
+
+def decoding_beside(rank: int, request: Request) -> Bits:
+    """As on a GPU, where decodes run beside the denoising."""
+
+    def beside(*args: Any, **options: Any) -> Any:
+        return carry_out(*args, **{**options, "beside": True})
+
+    mmpl.generate.carry_out = beside
+    return film_of_rank(rank, request, {})
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_decodes_beside_the_denoising_change_nothing(alone: dict[str, Bits], ranks: int) -> None:
+    request = Request(PROMPT, seed=3, frames=260)
+    latents, frames = on_one_rank(alone, request)
+    found = run_ranks(ranks, decoding_beside, request)
+    assert sorted(key for part, _ in found for key in part) == sorted(latents), "each task once"
+    assert found[0][1] == frames
 
 
 @pytest.mark.parametrize("mesh", [Mesh(1, cfg=2), Mesh(2, cfg=2)])
