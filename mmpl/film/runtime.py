@@ -212,10 +212,10 @@ class _Decoder:
 
     def start(self, task: Task, latents: Latents) -> None:
         """Begins with a segment as soon as those before are done."""
-        ready = (
-            torch.cuda.current_stream(self._studio.device).record_event if self._on_gpu else None
-        )
-        self._orders.put((task, dict(latents), ready and ready()))
+        ready = None
+        if self._on_gpu:
+            ready = torch.cuda.current_stream(self._studio.device).record_event()
+        self._orders.put((task, dict(latents), ready))
         self._open += 1
 
     def arrived(self, *, all_of_it: bool = False) -> Iterator[Event]:

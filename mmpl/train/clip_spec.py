@@ -155,12 +155,12 @@ def _draw_hue(rng: Generator, name: str) -> float:
 
 
 def _draw_motion(rng: Generator, shape: str, motion: str, hue: float) -> ClipSpec:
-    size = rng.uniform(7.0, 11.0)
+    size = rng.uniform(10.0, 14.0)
     growth = 1.0
     if motion == "grows":
-        size, growth = rng.uniform(5.5, 7.0), rng.uniform(1.8, 2.2)
+        size, growth = rng.uniform(7.0, 8.5), rng.uniform(1.8, 2.1)
     elif motion == "shrinks":
-        size, growth = rng.uniform(11.5, 14.0), 1.0 / rng.uniform(1.8, 2.2)
+        size, growth = rng.uniform(13.0, 15.5), 1.0 / rng.uniform(1.8, 2.1)
     noise = _draw_wave(rng, 1.2), _draw_wave(rng, 1.2), _draw_wave(rng, 0.03)
     largest = size * max(growth, 1.0) * (1.0 + noise[2].bound)
     # The centre stays in a box that keeps the whole object on the canvas.

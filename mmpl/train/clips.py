@@ -36,8 +36,8 @@ def caption(spec: ClipSpec, variant: int) -> str:
     The hue is left out half of the time, so that a film cannot lean on the text for its colour.
     """
     rng = np.random.default_rng([variant, 1])
-    with_hue, with_size, with_background = rng.random(3) < (0.5, 0.35, 0.65)
-    size = "small" if spec.size < 8.0 else "large" if spec.size > 10.0 else ""
+    with_hue, with_size, with_background = rng.random(3) < (0.5, 0.25, 0.4)
+    size = "small" if spec.size < 11.0 else "large" if spec.size > 13.0 else ""
     if spec.growth != 1.0:
         size = ""
     back = spec.background

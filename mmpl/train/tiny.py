@@ -14,7 +14,7 @@ from mmpl.train.pipeline import Blueprint, Stage
 from mmpl.train.vae_loss import VAETraining, detail, motion, segments, stills
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
-SHIFT = 2.0  # of timesteps towards noise, in sampling
+SHIFT = 3.0  # of timesteps towards noise, in training and sampling
 SIZE = 64  # pixels a side
 LATENT_CHANNELS = 16
 TEXT_DIM = 64
@@ -59,9 +59,9 @@ def blueprint() -> Blueprint:
         size=SIZE,
         captions=20000,
         vae_stages=vae_stages(),
-        clips=2048,
+        clips=1536,
         latents=SEGMENT_LATENTS,
-        beginnings=12288,  # at a tenth of a clip's cost
+        beginnings=8192,  # at a tenth of a clip's cost
         dit_stages=dit_stages(),
         defaults=defaults(),
     )
@@ -94,30 +94,27 @@ def vae_stages() -> tuple[Stage[VAETraining], ...]:
 
 
 def dit_stages() -> tuple[Stage[DiTTraining], ...]:
-    """A short look at everything; first frames and plans, for what a film shows must be read off
-    the text there; then everything, text-to-video and image-to-video mixed."""
-    even = {"init": 3.0, "second": 0.5, "plan": 2.0}
-    beginning = {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
-    courses = course(mmpl_t2v(), 0.85, even), course(mmpl_i2v(), 0.15, even)
+    """First frames and plans, for what a film shows must be read off the text there; then whole
+    films, text-to-video and image-to-video mixed."""
+    beginning = course(
+        mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
+    )
+    shares = {"init": 4.0, "second": 0.5, "plan": 3.0}
+    films = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
     recipe = Recipe(
-        steps=1000,
+        steps=1400,
         learning_rate=2e-3,
-        matrix_rate=1.5e-2,
+        matrix_rate=1.2e-2,
         warmup=100,
         beta2=0.98,
         ema_decay=0.995,
     )
     return (
-        Stage("dit-first", DiTTraining(courses, frames=192, shift=SHIFT), recipe),
-        Stage(
-            "dit-beginnings",
-            DiTTraining((course(mmpl_t2v(), 1.0, beginning),), frames=192, shift=3.0, seed=1),
-            replace(recipe, steps=3200),
-        ),
+        Stage("dit-beginnings", DiTTraining((beginning,), frames=192, shift=SHIFT), recipe),
         Stage(
             "dit-films",
-            DiTTraining(courses, frames=192, shift=3.0, seed=2),
-            replace(recipe, steps=4000),
+            DiTTraining(films, frames=192, shift=SHIFT, seed=1),
+            replace(recipe, steps=1600, matrix_rate=1e-2),
         ),
     )
 

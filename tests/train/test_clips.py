@@ -63,7 +63,7 @@ def test_the_named_motion_is_plain_in_the_first_segment() -> None:
         ratio = path.size[-1] / path.size[0]
         if spec.motion in grammar.DIRECTIONS:
             for step, net in zip(grammar.DIRECTIONS[spec.motion], (dx, dy)):
-                assert step * net >= 14.0 if step else abs(net) < 5.0, spec
+                assert step * net >= 9.0 if step else abs(net) < 5.0, spec
         elif spec.motion in ("grows", "shrinks"):
             assert (ratio if spec.motion == "grows" else 1.0 / ratio) > 1.35
         elif spec.motion in ("clockwise", "counterclockwise"):
