@@ -136,8 +136,8 @@ def test_train_all(capfd: Capture) -> None:
         *(f"vae-{stage} {step}/3" for stage in ("first", "last") for step in (1, 2, 3)),
         "latents clips 4",
         "latents beginnings 3",
-        "dit 1/2",
-        "dit 2/2",
+        *(f"dit-first {step}/3" for step in (1, 2, 3)),
+        *(f"dit-last {step}/2" for step in (1, 2)),
     ]
     assert "s/step" in err
     assert "min left" in err
