@@ -214,7 +214,8 @@ class _Decoder:
         """Begins with a segment as soon as those before are done."""
         ready = None
         if self._on_gpu:
-            ready = torch.cuda.current_stream(self._studio.device).record_event()
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(self._studio.device))
         self._orders.put((task, dict(latents), ready))
         self._open += 1
 
@@ -236,7 +237,7 @@ class _Decoder:
         stream = torch.cuda.Stream(self._studio.device) if self._on_gpu else None
         with torch.cuda.stream(stream):
             for task, latents, ready in iter(self._orders.get, None):
-                if stream is not None:
+                if stream is not None and ready is not None:
                     stream.wait_event(ready)
                 try:
                     for event in _decoded(self._studio, task, latents):
