@@ -114,7 +114,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-films",
             DiTTraining(films, frames=192, shift=SHIFT, seed=1),
-            replace(recipe, steps=1600, matrix_rate=1e-2),
+            replace(recipe, steps=750, matrix_rate=1e-2),
         ),
     )
 
@@ -125,7 +125,7 @@ def defaults() -> Defaults:
         solver="unipc",
         steps=16,
         shift=SHIFT,
-        guidance_scale=3.0,
+        guidance_scale=4.0,
         negative_prompt="",
         noise="unit",
         width=SIZE,
