@@ -68,6 +68,7 @@ class GroupExchange:
     ) -> None:
         self._group, self._film, self._on_wait = host_group(group), film, on_wait
         self._team = team
+        self._threads: list[threading.Thread] = []
         self._awaited = 0  # segments whose frames other ranks will send here
         self._outboxes: dict[_Channel, queue.SimpleQueue[Tensor | None]] = {}
         self._given: queue.SimpleQueue[RankError | None] = queue.SimpleQueue()
@@ -113,6 +114,8 @@ class GroupExchange:
             outbox.put(None)
         for _ in self._outboxes:
             self._wait(self._given)
+        for thread in self._threads:  # none may be in torch when the group goes
+            thread.join()
 
     def receive(self, shape: tuple[int, ...], peer: int) -> Tensor:
         """The next latents from a team."""
@@ -140,7 +143,9 @@ class GroupExchange:
 
     def _start(self, target: Callable[..., None], channel: _Channel, *args: object) -> None:
         name = f"{target.__name__} {channel}"
-        threading.Thread(target=target, args=(channel, *args), daemon=True, name=name).start()
+        thread = threading.Thread(target=target, args=(channel, *args), daemon=True, name=name)
+        self._threads.append(thread)
+        thread.start()
 
     def _post(self, tensor: Tensor, channel: _Channel) -> None:
         if not self._given.empty():
