@@ -39,8 +39,7 @@ def measured_costs(
     Every rank of `group` must call it; all get the same. The context is emptied. Raises RankError
     when a rank is gone.
     """
-    if studio.device.type == "cuda":
-        _seconds(studio, on_wait)  # the first pass on a GPU loads and chooses its kernels
+    _seconds(studio, on_wait)  # first passes load and choose kernels
     own = _seconds(studio, on_wait)
     found = gathered(torch.tensor(own, dtype=torch.float64), group, on_wait=on_wait)
     teams = [found[team.leader_of(index)].tolist() for index in range(mesh.teams)]
