@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmpl.checkpoint.bundle import load_model
 from mmpl.errors import ArgumentError
 from mmpl.generate import Frames, Request, generate
 from mmpl.train import loop, pipeline, tiny
+from mmpl.train.loop import averaged_weights
 from mmpl.train.pipeline import Blueprint, bundle, encode_clips, train_dit, train_vae
 from tests.small import small_blueprint
 
@@ -82,3 +84,16 @@ def test_the_blueprint_of_the_embedded_bundle_is_its_own() -> None:
         measured = {"latent_mean", "latent_std", "vocab_size"}
         differing = {key for key, value in configs[part].items() if written[part][key] != value}
         assert differing <= measured
+
+
+def test_a_stage_of_the_transformer_begins_with_the_weights_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    *earlier, last = BLUEPRINT.dit_stages
+    still = replace(last, recipe=replace(last.recipe, learning_rate=1e-12, matrix_rate=1e-12))
+    blueprint = replace(BLUEPRINT, dit_stages=(*earlier, still))
+    for stage in STAGES:
+        assert list(stage(blueprint, tmp_path))
+    before, after = (averaged_weights(tmp_path / s.name)[0] for s in blueprint.dit_stages)
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=1e-6)
