@@ -8,7 +8,7 @@ all ranks deal the same work in the same way without asking each other again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from mmpl.film.exchange import gathered
 from mmpl.film.runtime import Studio
 from mmpl.film.settings import Film
 from mmpl.film.team import Team
+from mmpl.layout.layout import Group
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs
 from mmpl.wan import vae
@@ -39,8 +40,8 @@ def measured_costs(
     Every rank of `group` must call it; all get the same. The context is emptied. Raises RankError
     when a rank is gone.
     """
-    _seconds(studio, on_wait)  # first passes load and choose kernels
-    own = _seconds(studio, on_wait)
+    _seconds(studio, studio.film.layout.groups[:1], 1, on_wait)  # first passes load kernels
+    own = _seconds(studio, studio.film.layout.groups, _DECODED, on_wait)
     found = gathered(torch.tensor(own, dtype=torch.float64), group, on_wait=on_wait)
     teams = [found[team.leader_of(index)].tolist() for index in range(mesh.teams)]
     return costs_of(studio.film, teams)
@@ -64,17 +65,19 @@ def costs_of(film: Film, teams: list[list[float]]) -> Costs:
 
 
 @torch.no_grad()
-def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
-    """For `costs_of`, on this rank."""
+def _seconds(
+    studio: Studio, groups: Sequence[Group], decoded: int, on_wait: Callable[[], None]
+) -> list[float]:
+    """Of a pass of each group and, by `decoded` latent frames, of a pixel frame, on this rank."""
     context, seconds = reset(studio.context), []
     channels, rows, columns = studio.latent_shape
-    for group in studio.film.layout.groups:
+    for group in groups:
         on_wait()
         z_BCTHW = torch.zeros(1, channels, len(group.frames), rows, columns, device=studio.device)
         start_s = _now_s(studio.device)
         context = commit(studio.network, context, group, z_BCTHW)
         seconds.append(_now_s(studio.device) - start_s)
-    z_BCTHW = torch.zeros(1, channels, _DECODED, rows, columns, device=studio.device)
+    z_BCTHW = torch.zeros(1, channels, decoded, rows, columns, device=studio.device)
     start_s = _now_s(studio.device)
     video_BCFHW, _ = vae.decode(studio.vae, studio.vae_config, z_BCTHW)
     return [*seconds, (_now_s(studio.device) - start_s) / video_BCFHW.shape[2]]

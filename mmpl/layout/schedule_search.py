@@ -16,6 +16,7 @@ from mmpl.layout.schedule_place import Board, Problem
 Score = Callable[[Board], float]  # the smaller the better
 
 EFFORT = 40_000  # tasks placed by the search: some tenths of a second
+EFFORT_PER_S = 200  # and for every second of the film at most, some thousandths of it
 FEW_TRIES = 20  # fewer than that are not worth the time
 MANY_TASKS = 1_000  # from here on only the most useful rules are tried
 HOT, COLD = 2e-3, 2e-4  # how much worse, relatively, a change may be, at first and at last
@@ -38,14 +39,16 @@ class Idea:
 def best_board(
     problem: Problem, score: Score, *, plan_first: bool, enough: Callable[[Board], bool]
 ) -> Board:
-    """The best schedule found; the search ends early with one that is `enough`.
+    """The best schedule found; the search ends early with one that is `enough`, and is shorter
+    where the film is made within minutes.
 
     `plan_first`: the plan is never put off for anything.
     """
     found = [(idea, idea.board(problem)) for idea in _ideas(problem, plan_first=plan_first)]
     found.sort(key=lambda pair: score(pair[1]))
     best = found[0][1]
-    tries = EFFORT // max(1, len(problem.tasks))
+    effort = min(EFFORT, int(EFFORT_PER_S * max(best.end, default=0.0)))
+    tries = effort // max(1, len(problem.tasks))
     if len(problem.speeds) == 1 or tries < FEW_TRIES:
         return best
     unwavering = next(idea for idea, _ in found if idea.plans_first)
