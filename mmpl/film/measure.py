@@ -8,12 +8,12 @@ all ranks deal the same work in the same way without asking each other again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
-from mmpl.film.denoise import commit, reset
+from mmpl.film.denoise import Context, commit, reset
 from mmpl.film.exchange import gathered
 from mmpl.film.runtime import Studio
 from mmpl.film.settings import Film
@@ -23,7 +23,8 @@ from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs
 from mmpl.wan import vae
 
-_SPEED_GRAIN = 10  # speeds count in tenths: smaller differences are noise
+_SPEED_GRAIN = 10  # speeds count in tenths
+_EVEN = 1.25  # teams that differ by less than this factor count as equal: that much is noise
 _DECODED = 2  # latent frames that are decoded to see what pixels cost
 
 
@@ -40,8 +41,7 @@ def measured_costs(
     Every rank of `group` must call it; all get the same. The context is emptied. Raises RankError
     when a rank is gone.
     """
-    _seconds(studio, studio.film.layout.groups[:1], 1, on_wait)  # first passes load kernels
-    own = _seconds(studio, studio.film.layout.groups, _DECODED, on_wait)
+    own = _seconds(studio, on_wait)
     found = gathered(torch.tensor(own, dtype=torch.float64), group, on_wait=on_wait)
     teams = [found[team.leader_of(index)].tolist() for index in range(mesh.teams)]
     return costs_of(studio.film, teams)
@@ -49,38 +49,57 @@ def measured_costs(
 
 def costs_of(film: Film, teams: list[list[float]]) -> Costs:
     """The costs of a film's tasks from the seconds that teams took: for a pass of each group in
-    layout order, then for a pixel frame of the VAE."""
-    *passes, pixel_frame = teams[0]
+    layout order, then for a pixel frame of the VAE. The first group tells how fast a team is; of
+    what teams took for the rest the least counts, for whatever disturbs makes times longer."""
+    speeds = [_speed(teams[0][0] / own[0]) for own in teams]
+    *passes, pixel_frame = (
+        min(seconds * speed for seconds, speed in zip(column, speeds, strict=True))
+        for column in zip(*teams, strict=True)
+    )
     names = [group.name for group in film.layout.groups]
     decoded, encoded = film.chain.handover_frames[1], film.chain.overlap
-    totals = [sum(own[:-1]) for own in teams]
-    speeds = [round(totals[0] / total * _SPEED_GRAIN) / _SPEED_GRAIN for total in totals]
     return Costs(
         make={name: film.steps * seconds for name, seconds in zip(names, passes, strict=True)},
         refresh=dict(zip(names, passes, strict=True)),
         hand_over=(decoded + encoded) * pixel_frame,
         decode=film.chain.segment_frames * pixel_frame,
-        speeds=tuple(max(speed, 1 / _SPEED_GRAIN) for speed in speeds),
+        speeds=tuple(speeds),
     )
 
 
+def _speed(ratio: float) -> float:
+    """The speed of a team that takes `1 / ratio` times as long as the first."""
+    if 1 / _EVEN < ratio < _EVEN:
+        return 1.0
+    return max(1, round(ratio * _SPEED_GRAIN)) / _SPEED_GRAIN
+
+
 @torch.no_grad()
-def _seconds(
-    studio: Studio, groups: Sequence[Group], decoded: int, on_wait: Callable[[], None]
-) -> list[float]:
-    """Of a pass of each group and, by `decoded` latent frames, of a pixel frame, on this rank."""
+def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
+    """For `costs_of`, on this rank."""
+    first, *others = studio.film.layout.groups
+    _pass_s(studio, reset(studio.context), first)  # the first pass loads and chooses kernels
     context, seconds = reset(studio.context), []
-    channels, rows, columns = studio.latent_shape
-    for group in groups:
+    for group in (first, *others):
         on_wait()
-        z_BCTHW = torch.zeros(1, channels, len(group.frames), rows, columns, device=studio.device)
-        start_s = _now_s(studio.device)
-        context = commit(studio.network, context, group, z_BCTHW)
-        seconds.append(_now_s(studio.device) - start_s)
-    z_BCTHW = torch.zeros(1, channels, decoded, rows, columns, device=studio.device)
+        context, taken_s = _pass_s(studio, context, group)
+        seconds.append(taken_s)
+    again_s = _pass_s(studio, reset(studio.context), first)[1]
+    seconds[0] = min(seconds[0], again_s)
+    channels, rows, columns = studio.latent_shape
+    z_BCTHW = torch.zeros(1, channels, _DECODED, rows, columns, device=studio.device)
     start_s = _now_s(studio.device)
     video_BCFHW, _ = vae.decode(studio.vae, studio.vae_config, z_BCTHW)
     return [*seconds, (_now_s(studio.device) - start_s) / video_BCFHW.shape[2]]
+
+
+def _pass_s(studio: Studio, context: Context, group: Group) -> tuple[Context, float]:
+    """The clean pass of a group over empty latents, and its seconds."""
+    channels, rows, columns = studio.latent_shape
+    z_BCTHW = torch.zeros(1, channels, len(group.frames), rows, columns, device=studio.device)
+    start_s = _now_s(studio.device)
+    context = commit(studio.network, context, group, z_BCTHW)
+    return context, _now_s(studio.device) - start_s
 
 
 def _now_s(device: torch.device) -> float:

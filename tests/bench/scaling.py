@@ -2,8 +2,9 @@
 
     python -m tests.bench.scaling [--segments 12] [--model_path weights/tiny] [--repeats 2]
 
-The runs alternate. The stage times measured on one process go into the simulator, whose makespan
-for two is compared with the measured one. Both Gantt charts are printed.
+The runs alternate. Stage times go into the simulator, whose makespan for two is compared with the
+measured one: those of the process alone, and those of the two while both cores were busy, which
+share caches and memory. Both Gantt charts are printed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from mmpl.generate import Frames, Made, Ranks, Request, Started, generate, load_model
 from mmpl.layout.gantt import gantt_text
-from mmpl.layout.schedule import Costs, Operation, Schedule, build_schedule
+from mmpl.layout.schedule import Costs, Operation, build_schedule
 from mmpl.layout.simulate import Span, Timeline, simulate
 from mmpl.layout.work import Task, Work, film_work
 from tests.dist.ranks import run_ranks
@@ -89,26 +90,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
     runs: dict[int, list[Timeline]] = {1: [], 2: []}
-    costs: list[Costs] = []
-    plan: Schedule | None = None
+    costs: dict[int, list[Costs]] = {1: [], 2: []}
+    works: list[Work] = []
     for _ in range(given.repeats):
         for ranks in (1, 2):
             logs = run_ranks(ranks, record, given.model_path, given.segments, 1)
             runs[ranks].append(measured(logs))
-            if ranks == 1:
-                costs.append(costs_of(logs[0][1]))
-                plan = build_schedule(logs[0][2], 2, costs[-1])
-    assert plan is not None
-    best = {ranks: min(found, key=lambda t: t.makespan_s) for ranks, found in runs.items()}
-    stages = min(costs, key=lambda one: sum(one.make.values()))
-    predicted = simulate(plan, stages)
-    print("stages", {n: round(s, 3) for n, s in stages.make.items()}, end=" ")
-    print(f"hand_over {stages.hand_over:.3f} decode {stages.decode:.3f} s")
-    one, two = best[1].makespan_s, best[2].makespan_s
+            costs[ranks].append(costs_of([entry for _, log, _ in logs for entry in log]))
+            works.append(logs[0][2])
+    best = {n: min(range(given.repeats), key=lambda i: runs[n][i].makespan_s) for n in runs}
+    one, two = (runs[n][best[n]].makespan_s for n in (1, 2))
     print(f"1 process {one:.2f} s, 2 processes {two:.2f} s: {one / two:.2f} times as fast")
-    off = two / predicted.makespan_s - 1
-    print(f"2 processes predicted {predicted.makespan_s:.2f} s, measured {off:+.1%}")
-    print("measured\n" + gantt_text(best[2]))
+    for n, whose in ((1, "one alone"), (2, "two at once")):
+        stages = costs[n][best[n]]
+        predicted = simulate(build_schedule(works[0], 2, stages), stages)
+        print(f"stage times of {whose}:", end=" ")
+        print(", ".join(f"{name} {s:.3f}" for name, s in stages.make.items()), end=", ")
+        print(f"hand_over {stages.hand_over:.3f}, decode {stages.decode:.3f} s")
+        off = two / predicted.makespan_s - 1
+        print(f"  predicted for 2 {predicted.makespan_s:.2f} s, measured {off:+.1%}")
+    print("measured\n" + gantt_text(runs[2][best[2]]))
     print("predicted\n" + gantt_text(predicted))
 
 
