@@ -102,7 +102,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     shares = {"init": 4.0, "second": 0.5, "plan": 3.0}
     films = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
     recipe = Recipe(
-        steps=1400,
+        steps=5000,
         learning_rate=2e-3,
         matrix_rate=1.2e-2,
         warmup=100,
@@ -114,7 +114,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-films",
             DiTTraining(films, frames=192, shift=SHIFT, seed=1),
-            replace(recipe, steps=750, matrix_rate=1e-2),
+            replace(recipe, steps=3000, matrix_rate=8e-3),
         ),
     )
 
