@@ -14,19 +14,20 @@ touches global state, or needs files.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mmpl import __version__
 from mmpl.checkpoint.bundle import Model
 from mmpl.checkpoint.bundle import load_model as load_model
 from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_dicts
 from mmpl.film import runtime
-from mmpl.film.denoise import Context, Network, Sampler, open_context
+from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.exchange import LEADER, GroupExchange, agreed
+from mmpl.film.job import settings_of
 from mmpl.film.measure import measured_costs
 from mmpl.film.runtime import (
     Alone,
@@ -37,15 +38,16 @@ from mmpl.film.runtime import (
     carry_out,
     nothing_finished,
 )
-from mmpl.film.segment import Latents
 from mmpl.film.settings import Film, Request, resolve
 from mmpl.film.store import Store
+from mmpl.film.storyboard import Planned, Plans, Still, stills_of
+from mmpl.film.storyboard import read_plan as read_plan
 from mmpl.film.team import ALONE, Team, form_team
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
-from mmpl.layout.work import Task, Work, film_work
+from mmpl.layout.work import Task, Work, plan_work
 from mmpl.wan.attention import resolve_attention
-from mmpl.wan.dit import Engine, encode_context
+from mmpl.wan.dit import CrossKV, Engine, encode_context
 from mmpl.wan.flow import schedule
 from mmpl.wan.ops import natural_precision
 from mmpl.wan.text import encode_prompts
@@ -60,14 +62,18 @@ __all__ = [
     "Planned",
     "Ranks",
     "Request",
+    "Resumed",
     "Started",
     "Stepped",
+    "Still",
     "Store",
     "film_of",
     "generate",
     "job_of",
     "load_model",
     "model_from_state_dicts",
+    "read_plan",
+    "stills",
 ]
 
 
@@ -77,6 +83,15 @@ class Started:
 
     film: Film
     attention: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The store had `done` of `tasks` tasks finished; the files `damaged` are made anew."""
+
+    done: int
+    tasks: int
+    damaged: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +106,6 @@ class Stepped:
     steps: int
     work_done: int
     work: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Planned:
-    """The keyframes of a segment are final: latent frame -> z [1, C, H, W]."""
-
-    segment: int
-    latents: Latents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +124,7 @@ class Ranks:
 _DECODE_SHARE = 0.05  # of a segment's denoising, which its decode takes
 _HAND_OVER_SHARE = _DECODE_SHARE / 4  # a quarter of the frames
 
-Event = Started | Stepped | Made | Planned | Frames
+Event = Started | Resumed | Stepped | Made | Planned | Frames
 
 
 def film_of(model: Model, request: Request) -> Film:
@@ -139,6 +146,7 @@ def generate(
     mode: str = "adaptive",
     order: str | None = None,
     store: Store | None = None,
+    only_plan: bool = False,
 ) -> Generator[Event, None, None]:
     """Makes the film of `request`; yields progress, and frames as they become final, in order.
 
@@ -146,9 +154,10 @@ def generate(
     `mmpl.wan.attention`. With `ranks` every process of the group calls this with equal arguments:
     each does its part, and rank 0 yields the frames. `mode` and `order` are those of
     `build_schedule`; by default one team plans first and several hurry to the film. With a `store`
-    (see `job_of`), shared by all ranks, what is finished is kept and not made again. Latents and
-    frames are the same bits for any number of ranks, mode, order and interruption; only with
-    Ulysses, which divides the sequence, they differ by rounding.
+    (see `job_of`), shared by all ranks, what is finished is kept and not made again. `only_plan`:
+    the keyframes of all segments and no more; there are no frames then. Latents and frames are the
+    same bits for any number of ranks, mode, order and interruption; only with Ulysses, which
+    divides the sequence, they differ by rounding.
 
     Raises ArgumentError for a request that cannot be, NumericError for latents that are not
     finite, RankError when another rank is gone. The caller may stop between any two events.
@@ -162,11 +171,89 @@ def generate(
     studio, attention = _studio(model, film, attention, team)
     yield Started(film, attention)
 
-    plan = _plan(studio, team, mesh, ranks, store, mode, order)
+    work = film.work
+    if only_plan:
+        work = plan_work(work)
+    done, damaged = _finished(work, team, ranks, store)
+    if done or damaged:
+        yield Resumed(len(done), len(work.tasks), damaged)
+    plan = _plan(studio, work, done, team, mesh, ranks, mode, order)
+    events = _carried_out(studio, plan, team, ranks, store)
+    progress, plans, reel = _Progress(film, plan, team.index), Plans(film, plan.work), _Reel()
+    for event in events:
+        match event:
+            case Progress():
+                yield progress.count(event)
+            case Made():
+                yield event
+                if event.z_BCTHW is not None:
+                    yield from plans.enter(event.task, event.z_BCTHW)
+            case Frames():
+                yield from reel.enter(event)
+
+
+def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
+    """A still of each keyframe of a segment that the film shows and no segment before it has."""
+    return stills_of(model.vae, model.vae_config, film, planned)
+
+
+def job_of(model: Model, film: Film, attention: str = "auto") -> dict[str, dict[str, object]]:
+    """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
+    weight = model.dit.blocks[0].ffn_in.weight
+    device = model.dit.head.head.weight.device
+    compute = natural_precision(weight.dtype).compute
+    machine = {
+        "device": device.type,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "attention": resolve_attention(attention, device, compute)[0],
+        "threads": torch.get_num_threads(),
+    }
+    return {
+        "settings": settings_of(film) | machine,
+        "weights": dict(model.digests),
+        "versions": {"mmpl": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _finished(
+    work: Work, team: Team, ranks: Ranks | None, store: Store | None
+) -> tuple[frozenset[Task], tuple[Path, ...]]:
+    """What the store holds, the same on all ranks; damaged files are known to the leader alone."""
+    done: frozenset[Task] = frozenset()
+    damaged: tuple[Path, ...] = ()
+    if store is not None and team.index == LEADER and team.leads:
+        done, damaged = store.look(work)
+    if ranks is not None:
+        done = agreed(done, work, ranks.group)
+    return done, damaged
+
+
+def _plan(
+    studio: Studio,
+    work: Work,
+    done: frozenset[Task],
+    team: Team,
+    mesh: Mesh,
+    ranks: Ranks | None,
+    mode: str,
+    order: str | None,
+) -> Schedule:
+    """Who does what is not done yet; the same on all ranks."""
+    costs = _costs(studio.film)
+    if ranks is not None and mesh.teams > 1 and mode == "adaptive":
+        costs = measured_costs(studio, team, mesh, ranks.group, on_wait=ranks.on_wait)
+    order = order or ("plan_first" if mesh.teams == 1 else "film_first")
+    return build_schedule(work, mesh.teams, costs, mode=mode, order=order, done=done)
+
+
+def _carried_out(
+    studio: Studio, plan: Schedule, team: Team, ranks: Ranks | None, store: Store | None
+) -> Iterator[runtime.Event]:
+    """What this rank does of the schedule, and the frames that others send it."""
     exchange = Alone()
     if ranks is not None:
         shape = studio.latent_shape
-        exchange = GroupExchange(ranks.group, team, film, plan, shape, on_wait=ranks.on_wait)
+        exchange = GroupExchange(ranks.group, team, studio.film, plan, shape, on_wait=ranks.on_wait)
     finished = nothing_finished if store is None else store.get
     beside = studio.device.type == "cuda"
     events = carry_out(
@@ -174,55 +261,7 @@ def generate(
     )
     if store is not None and team.leads:
         events = _keeping(store, events)
-    if isinstance(exchange, GroupExchange):
-        events = exchange.gather(events)
-    progress, plans, reel = _Progress(film, plan, team.index), _Plans(film, plan.work), _Reel()
-    for event in events:
-        match event:
-            case Progress():
-                yield progress.count(event)
-            case Made():
-                yield event
-                yield from plans.enter(event)
-            case Frames():
-                yield from reel.enter(event)
-
-
-def job_of(model: Model, film: Film) -> dict[str, object]:
-    """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
-    settings = {field.name: getattr(film, field.name) for field in fields(film)}
-    settings |= {"layout": film.layout.name, "chain": repr(film.chain)}
-    versions = {"mmpl": __version__, "torch": str(torch.__version__)}
-    threads = torch.get_num_threads()
-    device = model.dit.head.head.weight.device.type
-    dtype = str(model.dit.blocks[0].ffn_in.weight.dtype)
-    return settings | versions | {
-        "weights": dict(model.digests), "device": device, "dtype": dtype, "threads": threads
-    }  # fmt: skip
-
-
-def _plan(
-    studio: Studio,
-    team: Team,
-    mesh: Mesh,
-    ranks: Ranks | None,
-    store: Store | None,
-    mode: str,
-    order: str | None,
-) -> Schedule:
-    """Who does what is not done yet; the same on all ranks."""
-    film = studio.film
-    work = film_work(film.layout, film.chain, film.frames)
-    done: frozenset[Task] = frozenset()
-    if store is not None and team.index == LEADER and team.leads:
-        done = store.finished(work)
-    costs = _costs(film)
-    if ranks is not None:
-        done = agreed(done, work, ranks.group)
-        if mesh.teams > 1 and mode == "adaptive":
-            costs = measured_costs(studio, team, mesh, ranks.group, on_wait=ranks.on_wait)
-    order = order or ("plan_first" if mesh.teams == 1 else "film_first")
-    return build_schedule(work, mesh.teams, costs, mode=mode, order=order, done=done)
+    return exchange.gather(events) if isinstance(exchange, GroupExchange) else events
 
 
 def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.Event]:
@@ -243,11 +282,13 @@ def _studio(model: Model, film: Film, attention: str, team: Team) -> tuple[Studi
     network = Network(model.dit, model.dit_config, engine, team.pair)
     stride = model.vae_config.spatial_stride
     latent_shape = (model.vae_config.z_dim, film.height // stride, film.width // stride)
+    texts = _texts(model, film, network)
     studio = Studio(
         film,
         network,
         Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
-        _open(model, film, network, latent_shape[1:], device),
+        texts,
+        open_context(network, film.layout, texts[0], latent_size=latent_shape[1:], device=device),
         model.vae,
         model.vae_config,
         latent_shape,
@@ -256,26 +297,25 @@ def _studio(model: Model, film: Film, attention: str, team: Team) -> tuple[Studi
     return studio, attention
 
 
-def _open(
-    model: Model,
-    film: Film,
-    network: Network,
-    latent_size: tuple[int, int],
-    device: torch.device,
-) -> Context:
-    """Texts and empty caches; one branch without guidance, two with it."""
-    prompts = [film.prompt]
+@torch.no_grad()
+def _texts(model: Model, film: Film, network: Network) -> tuple[tuple[CrossKV, ...], ...]:
+    """For each cue of the script its prompt and, with guidance, the negative one, as the branches
+    that are taken here read them."""
+    prompts = [cue.prompt for cue in film.script]
     if film.guidance_scale != 1.0:
         prompts.append(film.negative_prompt)
-    with torch.no_grad():
-        embeddings = encode_prompts(
-            model.text, model.text_config, model.tokenizer, prompts, model.dit_config.text_len
-        )
-        texts = tuple(
-            encode_context(model.dit, model.dit_config, [text], engine=network.engine)
-            for text in embeddings
-        )
-    return open_context(network, film.layout, texts, latent_size=latent_size, device=device)
+    embeddings = encode_prompts(
+        model.text, model.text_config, model.tokenizer, prompts, model.dit_config.text_len
+    )
+    read = [
+        encode_context(model.dit, model.dit_config, [text], engine=network.engine)
+        for text in embeddings
+    ]
+    cues, negative = read[: len(film.script)], read[len(film.script) :]
+    branches = [(cue, *negative) for cue in cues]
+    if network.branch is not None:
+        branches = [(both[network.branch],) for both in branches]
+    return tuple(branches)
 
 
 def _costs(film: Film) -> Costs:
@@ -303,35 +343,6 @@ class _Progress:
         return Stepped(
             phase, event.segment, step.group, step.step, step.steps, self._done, self._work
         )
-
-
-class _Plans:
-    """The keyframes made on this rank, by segment."""
-
-    def __init__(self, film: Film, work: Work) -> None:
-        self._film = film
-        self._latents: dict[int, dict[int, Tensor]] = {}
-        self._open: dict[int, set[str]] = {}
-        for task in work.planning:
-            self._open.setdefault(task.segment, set()).add(task.group)
-
-    def enter(self, made: Made) -> Iterator[Planned]:
-        """Notes what was made; yields the plan of a segment once all of it is there."""
-        task, z_BCTHW = made.task, made.z_BCTHW
-        if z_BCTHW is None:
-            return
-        seeds = task.kind == "hand_over"
-        segment = task.segment + seeds
-        if not seeds and task.group not in self._open.get(segment, ()):
-            return  # no keyframes
-        frames = range(self._film.chain.seeds)
-        if not seeds:
-            frames = self._film.layout.group(task.group).frames
-        self._latents.setdefault(segment, {}).update(zip(frames, z_BCTHW.unbind(2), strict=True))
-        if task.group in self._open.get(segment, ()):
-            self._open[segment].remove(task.group)
-            if not self._open[segment]:
-                yield Planned(segment, self._latents.pop(segment))
 
 
 class _Reel:

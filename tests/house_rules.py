@@ -34,6 +34,7 @@ NO_TORCH = (
     "mmpl.layout.",
     "mmpl.wan.choices",
     "mmpl.wan.config",
+    "mmpl.film.job",
     "mmpl.film.settings",
     "mmpl.checkpoint.defaults",
     "mmpl.checkpoint.files",
@@ -44,7 +45,7 @@ NO_TORCH = (
     "mmpl.cli.",
 )
 # Imported once all else is checked.
-NEEDS_TORCH = ("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew")
+NEEDS_TORCH = ("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew", "mmpl.cli.storyboard")
 STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again
 READS_PICKLES = "mmpl.checkpoint.read"
 TERMINAL = ("print", "input", "sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "logging")

@@ -14,10 +14,14 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.cli import flags
 from mmpl.cli.flags import DEBUG, DURATION, MACHINE, OTHER, THREADS, Command, Flag, one_of
 from mmpl.errors import ArgumentError
+from mmpl.film.script import joined
 from mmpl.layout.presets import PRESETS
 from mmpl.layout.timeline import MODES, ORDERS, SEEDINGS
 from mmpl.wan.choices import BACKENDS, NOISE_MODES, SOLVERS
 
+REVISE = ("reroll", "extend")  # verbs that change a job before they go on with it
+GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
+VERBS = (*GO_ON, "plan", "inspect")
 ATTENTION = ("auto", *BACKENDS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -27,6 +31,23 @@ MODEL, RANKS = "model", "several processes for one film"
 FILES, DRY = "files", "prediction"
 LINKS = ("nvlink", "pcie")
 JOB_GROUPS = (FILM, SAMPLING, PLANNING, MODEL, MACHINE)  # what a job file can hold
+
+
+def split(argv: Sequence[str]) -> tuple[str, str, list[str]]:
+    """The verb, what it is about, and the flags; "" where there is none. Raises ArgumentError."""
+    words = list(argv)
+    if not words or words[0] not in VERBS:
+        return "", "", words
+    verb, rest = words[0], words[1:]
+    if verb == "plan":
+        return verb, "", rest
+    if not rest or rest[0].startswith("-"):
+        raise ArgumentError(
+            f"{verb} of what?",
+            got=rest[0] if rest else "nothing",
+            wanted=f"mmpl-gen {verb} {'JOB' if verb in GO_ON else 'PATH'} [flags]",
+        )
+    return verb, rest[0], rest[1:]
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +113,14 @@ _WHOLE: dict[str, Any] = {"read": int, "wanted": "a whole number"}
 _NUMBER: dict[str, Any] = {"read": float, "wanted": "a number"}
 
 FLAGS = (
-    Flag("prompt", FILM, "TEXT", "what the film shows"),
+    Flag(
+        "prompt", FILM, "TEXT", "what the film shows; again and again for one segment after the "
+        'other, or with times: "0s: ..." "10s: ..."', join=joined,
+    ),
+    Flag(
+        "cut", FILM, "TIME", "a hard cut: the segment that begins there starts anew; 10s, or #3 "
+        "for the third segment; again and again for more", join=",".join,
+    ),
     Flag(
         "negative_prompt", FILM, "TEXT", "what it should not show; needs guidance",
         default="the model's own",
@@ -113,6 +141,10 @@ FLAGS = (
         "seed", FILM, "N", "the same seed and settings give the same film; -1: random", **_WHOLE,
         default="random, and printed", aliases=("base_seed",),
     ),
+    Flag(
+        "segment_seeds", FILM, "LIST", "other seeds for single segments, as in #3:77,#5:8",
+    ),
+    Flag("segment", FILM, "N", "which segment to roll again, for reroll", **_WHOLE),
     Flag(
         "steps", SAMPLING, "N", "denoising steps of each group", **_WHOLE, default="{steps}",
         aliases=("sample_steps", "num_inference_steps"),
@@ -191,11 +223,16 @@ FLAGS = (
         "given up", **DURATION, default="60s",
     ),
     Flag(
-        "job_dir", FILES, "FOLDER", "keeps what is finished, for the same command to go on from",
-        default="with several processes OUTPUT.job, removed with success",
+        "job_dir", FILES, "FOLDER", "keeps what is made, for the same command to go on from",
+        default="OUTPUT.job",
     ),
+    Flag("fresh", FILES, "", "forget what the job folder holds, and start over"),
     Flag(
         "output", FILES, "FILE", "an mp4 file", default="film.mp4", aliases=("save_file",),
+    ),
+    Flag(
+        "prompt_file", FILES, "FILE", "a text file with the prompt; several lines are several "
+        "prompts, with times or for one segment after the other",
     ),
     Flag("overwrite", FILES, "", "replace the output if it is another film"),
     Flag(
@@ -230,12 +267,20 @@ FLAGS = (
 BY_NAME = {flag.name: flag for flag in FLAGS}
 GEN = Command(
     name="mmpl-gen",
-    usage='mmpl-gen --prompt "..." [--output film.mp4] [flags]',
-    description="Makes a film from a prompt by Macro-from-Micro Planning.",
-    epilog="Hyphens may stand for underscores. The path of the film is printed on stdout, all "
-    "else on stderr. Exit codes: 0 film complete, 1 internal error, 2 wrong argument, 3 input "
-    "file refused, 4 output or disk, 7 not-a-number in the latents, 8 out of memory, 130 "
-    "Ctrl-C, 143 SIGTERM.",
+    usage='mmpl-gen --prompt "..." [--output film.mp4] [flags]\n'
+    '       mmpl-gen plan --prompt "..." [flags]\n'
+    "       mmpl-gen resume JOB [flags]\n"
+    '       mmpl-gen reroll JOB --segment N [--seed N] [--prompt "..."]\n'
+    "       mmpl-gen extend JOB --duration 90s\n"
+    "       mmpl-gen inspect JOB|FILM|MODEL",
+    description="Makes a film from a prompt by Macro-from-Micro Planning. plan: the storyboard "
+    "alone. resume, or populate: a film whose job folder was begun, to its end. reroll: one "
+    "segment of it anew, and those that start from it. extend: a longer film from it. inspect: "
+    "what something is, and what is missing of it.",
+    epilog="Hyphens may stand for underscores. The path of the film, or of the storyboard, is "
+    "printed on stdout, all else on stderr. Exit codes: 0 complete, 1 internal error, 2 wrong "
+    "argument, 3 input file refused, 4 output or disk, 5 processes lost, 6 job folder of another "
+    "film, 7 not-a-number in the latents, 8 out of memory, 130 Ctrl-C, 143 SIGTERM.",
     groups=(*JOB_GROUPS, RANKS, FILES, DRY),
     flags=FLAGS,
     stray="put quotes around a prompt of several words",

@@ -23,7 +23,7 @@ from mmpl.layout.layout import Layout
 from mmpl.layout.mesh import Choice, Machine, Mesh, Sizes, choose_mesh, rank_bytes, stage_costs
 from mmpl.layout.schedule import Costs, build_schedule
 from mmpl.layout.simulate import Timeline, makespan_bound, simulate
-from mmpl.layout.work import Work, film_work
+from mmpl.layout.work import Work
 from mmpl.media import durable
 
 # Totals that the paper's Tables 10 and 11 state for its stage times, in seconds.
@@ -79,7 +79,7 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
         )
     tflops = settings.get("tflops", PAPER_TFLOPS)
     return Plan(
-        work=film_work(film.layout, film.chain, film.frames),
+        work=film.work,
         seeding=film.seeding,
         ranks=ranks,
         mesh=mesh,

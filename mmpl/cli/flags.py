@@ -27,7 +27,8 @@ class Flag:
 
     `metavar` is empty for a switch. `default` is shown in the help; entries of the values given
     to `help_text` in braces are filled in. `bare` is the value of a flag given without one. A
-    `positional` one is given without its name, always.
+    `positional` one is given without its name, always. `join` makes one text of several, for a
+    flag that may be given again and again.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Flag:
     aliases: tuple[str, ...] = ()
     bare: str | None = None
     positional: bool = False
+    join: Callable[[Sequence[str]], str] | None = None
 
     def value(self, text: str) -> Any:
         """What `text` means. Raises ArgumentError."""
@@ -72,7 +74,11 @@ def parse_texts(command: Command, argv: Sequence[str]) -> dict[str, str]:
     namespace, rest = _parser(command, None).parse_known_args(_with_underscores(argv))
     if rest:
         _refuse(command, rest)
-    return vars(namespace)
+    texts = vars(namespace)
+    for flag in command.flags:
+        if flag.join is not None and flag.name in texts:
+            texts[flag.name] = flag.join(texts[flag.name])
+    return texts
 
 
 def read_texts(command: Command, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -140,6 +146,19 @@ class _Parser(argparse.ArgumentParser):
         raise ArgumentError(message, todo="see --help")
 
 
+class _Again(argparse.Action):
+    """Adds a text to a list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), values or ""])
+
+
 class _Once(argparse.Action):
     """Stores a text, and refuses a flag, or two of its names, given twice."""
 
@@ -177,7 +196,7 @@ def _parser(command: Command, values: Mapping[str, Any] | None) -> argparse.Argu
             groups[flag.group].add_argument(
                 f"--{name}",
                 dest=flag.name,
-                action=_Once,
+                action=_Once if flag.join is None else _Again,
                 nargs="?" if flag.bare is not None else None if flag.metavar else 0,
                 const=flag.bare,
                 metavar=flag.metavar or None,

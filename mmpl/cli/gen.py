@@ -7,22 +7,27 @@ model folder, the film they mean, the output. `make` does the rest.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, job
+from mmpl.cli import arguments, flags, job
+from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
+from mmpl.cli.order import Order
 from mmpl.cli.place import Place, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
-from mmpl.errors import ArgumentError, CheckpointError, MmplError
+from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError
+from mmpl.film.job import JOB_FILE, STORYBOARD
 from mmpl.film.settings import Film
 from mmpl.media.durable import check_writable
 from mmpl.train.grammar import unknown_words
@@ -30,7 +35,6 @@ from mmpl.train.grammar import unknown_words
 NAME = "mmpl-gen"
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 OUTPUT = "film.mp4"
-RANDOM_SEEDS = 2**31  # few enough digits to be typed
 BYTES_PER_PIXEL = 0.02  # of H.264 at this quality and busy pictures
 
 
@@ -43,21 +47,85 @@ def _command(argv: list[str], console: Console) -> int:
     if wants_help(argv):
         print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
         return 0
-    given = arguments.parse(argv)
+    verb, subject, words = arguments.split(argv)
+    given = job.with_prompt_file(arguments.parse(words))
     if "version" in given:
         print_result(_version())
         return 0
     here = place()
     aside = here is not None and here.rank > 0 and not here.first_of_machine
     console.quiet = "quiet" in given or aside
-    record = job.read_record(given["config"]) if "config" in given else job.Record({}, {}, {})
+    if verb == "inspect":
+        from mmpl.cli.inspect import report  # takes a moment that --help need not wait for
+
+        print_result(report(subject, _program(), EMBEDDED_MODEL))
+        return 0
+    if verb in GO_ON:
+        _check_job(subject, words)
+        given = {"job_dir": subject, **given}
+    elif "segment" in given:
+        raise ArgumentError("--segment belongs to reroll", got=verb or "no verb")
+    config = subject if verb in GO_ON else given.get("config")
+    record = job.Record({}, {}, {}) if config is None else job.read_record(config)
+    if verb in GO_ON and record.output is not None:
+        given = {"output": record.output, **given}
+    if verb in REVISE:
+        given = _revised(verb, record, given, console)
+        argv = ["resume", subject, *_flags_again(words)]
     settings = {**job.merge(given, record.settings), **(here.settings if here else {})}
     if "examples" in given:
         _print_examples(settings, console)
         return 0
     if "dry_run" in settings:
         return _predict(settings, console)
-    return _make(settings, record, here, argv, console)
+    return _make({**settings, "only_plan": verb == "plan"}, record, here, argv, console)
+
+
+def _revised(
+    verb: str, record: job.Record, given: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """What is given, with the revision of the job that it means; says what that changes."""
+    from mmpl.cli import revise
+
+    def film(settings: Mapping[str, Any]) -> Film:
+        folder, _ = _model_folder(settings)
+        return job.film_for(job.request_of(settings, settings["seed"]), folder)
+
+    old, rest = film(record.settings), dict(given)
+    if verb == "reroll":
+        revision = revise.reroll(old, given)
+        rest = {name: value for name, value in given.items() if name not in revise.REROLL}
+    else:
+        revision = revise.extend(old, film(job.merge(given, record.settings)))
+        rest = {name: value for name, value in given.items() if name not in job.LENGTHS}
+    console.say(f"{rest['job_dir']}: {revise.announced(old, revision)}")
+    return {"overwrite": True, **rest, **revision.settings, "revision": revision}
+
+
+def _flags_again(words: list[str]) -> list[str]:
+    """The flags of a revision for the processes that carry it out, when it is in the job."""
+    from mmpl.cli import revise
+
+    texts = flags.parse_texts(arguments.GEN, words)
+    said = (*revise.REROLL, *job.LENGTHS)
+    again = [
+        f"--{name}={text}" if text else f"--{name}"
+        for name, text in texts.items()
+        if name not in said
+    ]
+    return [*again, *([] if "overwrite" in texts else ["--overwrite"])]
+
+
+def _check_job(folder: str, words: list[str]) -> None:
+    """Raises InputError for what is no job folder."""
+    if not Path(folder, JOB_FILE).exists():
+        raise InputError(
+            "not a job folder",
+            where=folder,
+            wanted=f"a folder with a {JOB_FILE} in it, as {NAME} keeps one beside each film",
+        )
+    if any(re.match(r"--job[-_]dir\b", word) for word in words):
+        raise ArgumentError("the job folder is given twice", wanted=f"{folder} alone")
 
 
 def _predict(settings: Mapping[str, Any], console: Console) -> int:
@@ -78,45 +146,61 @@ def _make(
     argv: list[str],
     console: Console,
 ) -> int:
-    from mmpl.cli import parallel  # these take a moment that --help need not wait for
-    from mmpl.media.video import check_size
+    from mmpl.cli import parallel  # takes a moment that --help need not wait for
 
     devices = parallel.devices(settings) if here is None else []
+    settings = {"program": _program(), **settings}
+    if here is None:
+        settings = {"job_dir": f"{settings.get('output', OUTPUT)}.job", **settings}
+    settings = job.resumed(settings)
+    order = _order(settings, record, here)
+    speaks = here is None or here.speaks
+    if speaks and not order.only_plan and _is_complete(order, settings, console):
+        print_result(order.output)
+        return 0
+    if "log" in settings and order.leads:
+        console.open_log(_log_path(settings["log"], order.output))
+    with ExitStack() as stack:
+        if speaks:
+            if order.job_dir is not None:
+                stack.enter_context(job.at_work(Path(order.job_dir), order.film, settings))
+            _warn_of_words(
+                " ".join(cue.prompt for cue in order.film.script), order.folder.defaults, console
+            )
+            _warn_of_space(order.film, order.output, console)
+        if devices:
+            parallel.make(argv, settings, order, devices, console)
+        else:
+            from mmpl.cli.make import make  # torch comes with it
+
+            make(order, console)
+    if order.leads:
+        print_result(
+            str(Path(order.job_dir or "", STORYBOARD)) if order.only_plan else order.output
+        )
+    return 0
+
+
+def _order(settings: Mapping[str, Any], record: job.Record, here: Place | None) -> Order:
+    """What is to be made, checked as far as can be before anything is loaded or written."""
+    from mmpl.cli import parallel
+    from mmpl.media.video import check_size
+
     output = settings.get("output", OUTPUT)
-    own = {"job_dir": parallel.own_job_dir(output)} if devices else {}
-    settings = job.resumed({**own, "program": _program(), **settings})
     request = job.request_of(settings, _seed(settings, here))
     folder, model = _model_folder(settings)
     film = job.film_for(request, folder)
     check_size(film.width, film.height)
-    speaks = here is None or here.speaks
-    exists = speaks and check_writable(output, overwrite=True)
-    if not output.lower().endswith(".mp4"):
-        raise ArgumentError(
-            "films are written as mp4", got=repr(output), wanted="a name ending in .mp4"
-        )
-    if exists and "overwrite" not in settings:
-        _say_complete(output, job.require_made(output, film, folder, settings), console)
-        return 0
-    if "log" in settings and (here is None or here.rank == 0):
-        console.open_log(_log_path(settings["log"], output))
-    if speaks:
-        _warn_of_words(film.prompt, folder.defaults, console)
-        _warn_of_space(film, output, console)
-    if devices:
-        parallel.make(argv, settings, film, folder, devices, output, console)
-        print_result(output)
-        return 0
-
-    from mmpl.cli.make import Order, make  # torch comes with it
-
-    order = Order(
+    if settings["only_plan"] and "job_dir" not in settings:
+        raise ArgumentError("a storyboard needs a job folder", todo="give --job_dir")
+    return Order(
         request=request,
         film=film,
         folder=folder,
         model=model,
         machine=_machine(settings),
         output=output,
+        only_plan=settings["only_plan"],
         keep_metadata="no_metadata" not in settings,
         weights=record.weights,
         program=settings["program"],
@@ -126,19 +210,24 @@ def _make(
         patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
         mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
     )
-    make(order, console)
-    if here is None or here.rank == 0:
-        print_result(output)
-    return 0
 
 
-def _say_complete(output: str, made: job.Record, console: Console) -> None:
+def _is_complete(order: Order, settings: Mapping[str, Any], console: Console) -> bool:
+    """Whether the output is there and is this film; raises where it is another or cannot be."""
+    exists = check_writable(order.output, overwrite=True)
+    if not order.output.lower().endswith(".mp4"):
+        raise ArgumentError(
+            "films are written as mp4", got=repr(order.output), wanted="a name ending in .mp4"
+        )
+    if not exists or "overwrite" in settings:
+        return False
+    made = job.require_made(order.output, order.film, order.folder, settings)
     console.say(
-        f"{printable(output)} is complete already, with these settings and seed "
+        f"{printable(order.output)} is complete already, with these settings and seed "
         f"{made.settings.get('seed')}; another --seed or --output makes another film, "
         "--overwrite makes this one again"
     )
-    print_result(output)
+    return True
 
 
 def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
@@ -149,7 +238,7 @@ def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
         raise ArgumentError(
             "several processes need one seed", got="a random one for each", todo="give --seed"
         )
-    return secrets.randbelow(RANDOM_SEEDS)
+    return secrets.randbelow(job.RANDOM_SEEDS)
 
 
 def _model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
@@ -218,7 +307,8 @@ def _print_examples(settings: Mapping[str, Any], console: Console) -> None:
 def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:
     """The defaults of the model that is named beside --help; None where that does not work."""
     try:
-        settings = arguments.parse([word for word in argv if not wants_help([word])])
+        words = [word for word in argv if not wants_help([word])]
+        settings = arguments.parse(arguments.split(words)[2])
         return open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults
     except MmplError:
         return None

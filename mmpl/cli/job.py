@@ -1,14 +1,15 @@
 """Settings of a film as data: from flags and job files, into the film's metadata, and compared.
 
-A job file is the metadata of a film, or a JSON file that holds as much of it as its author likes.
-No torch here.
+A job file is the metadata of a film, the `job.json` of a job folder, which has the same form, or a
+JSON file that holds as much of it as its author likes. No torch here.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,42 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.files import read_json
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli.arguments import BY_NAME, JOB_GROUPS, MACHINE, read_values
-from mmpl.errors import ArgumentError, InputError, OutputError
-from mmpl.film.settings import JOB_FILE, Film, Request, resolve
+from mmpl.errors import ArgumentError, InputError, MmplError, OutputError
+from mmpl.film.job import (
+    JOB_FILE,
+    is_begun,
+    read_job,
+    require_same,
+    revise,
+    revised,
+    settings_of,
+    start_over,
+)
+from mmpl.film.script import joined
+from mmpl.film.settings import Film, Request, resolve
+from mmpl.media.durable import locked, make_folder
 
 Settings = Mapping[str, Any]  # flag name -> value
 
+RANDOM_SEEDS = 2**31  # few enough digits to be typed
+LONGEST_PROMPT = 1_000_000  # characters of a file
 LENGTHS = ("duration", "num_frames", "segments")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job file: its settings, and the digests of the weights a film was made with, if known."""
+    """A job file: its settings, those that name the model included, the digests of the weights a
+    film was made with, and where it is to be written, as far as they are known."""
 
     settings: Settings
     weights: Mapping[str, Any]
     files: Mapping[str, Any]
+    output: str | None = None
 
 
 def read_record(path: str) -> Record:
-    """The settings stored in a film or in a JSON file, each checked as the flag of its name is.
+    """The settings stored in a film, a job folder or a JSON file, each checked as the flag of its
+    name is.
 
     Raises InputError for a file of another kind and ArgumentError for a value that cannot be.
     """
@@ -44,9 +62,10 @@ def read_record(path: str) -> Record:
 
         content: Mapping[str, Any] = read_metadata(path)
     else:
-        content = read_json(Path(path))
+        content = read_json(Path(path, JOB_FILE) if os.path.isdir(path) else Path(path))
+    settings = _table(content, "settings", content, path)
     texts = {}
-    for name, value in _table(content, "settings", content, path).items():
+    for name, value in {**settings, **_table(content, "model", {}, path)}.items():
         flag = BY_NAME.get(name)
         if flag is None or flag.group not in JOB_GROUPS:
             raise InputError(
@@ -64,6 +83,7 @@ def read_record(path: str) -> Record:
         read_values(texts),
         _table(content, "weights", {}, path),
         _table(content, "files", {}, path),
+        output if isinstance(output := content.get("output"), str) else None,
     )
 
 
@@ -77,14 +97,80 @@ def merge(given: Settings, recorded: Settings) -> Settings:
 def resumed(settings: Settings) -> Settings:
     """`settings`, with the seed and the threads of the film that their job folder has begun, where
     they are not given: the same command then goes on with it, on any number of processes."""
-    if "job_dir" not in settings:
+    if "job_dir" not in settings or "fresh" in settings:
         return settings
     try:
-        begun = read_json(Path(settings["job_dir"]) / JOB_FILE)
-    except InputError:
-        return settings  # there is none yet; what is wrong with it is said when it is opened
-    left = [name for name in ("seed", "threads") if settings.get(name, -1) == -1]
+        found = read_job(Path(settings["job_dir"])) or {}
+        begun = _table(found, "settings", {}, settings["job_dir"])
+    except MmplError:
+        return settings  # what is wrong with it is said when it is opened
+    left = [name for name in ("seed", "threads") if name not in settings]
     return {**settings, **{name: begun[name] for name in left if type(begun.get(name)) is int}}
+
+
+@contextmanager
+def at_work(folder: Path, film: Film, settings: Settings) -> Iterator[None]:
+    """Within the block the job folder is there and this process's alone; it goes if nothing of a
+    film was finished in it.
+
+    A `revision` among the settings is carried out first. Raises ResumeError, with the differences,
+    if the folder has begun another film and is not to be started over, ArgumentError if another
+    process holds it, OutputError if it cannot be made.
+    """
+    make_folder(folder, private=True)
+    try:
+        with locked(folder):
+            if "fresh" in settings:
+                start_over(folder)
+            elif (found := read_job(folder)) is not None:
+                revision = settings.get("revision")
+                if revision is not None:
+                    found = revised(found, revision)
+                machine = _machine_of(settings)
+                if "device" in machine:
+                    machine["device"] = machine["device"].partition(":")[0]
+                require_same(folder, found, {"settings": settings_of(film) | machine})
+                if revision is not None:
+                    revise(folder, found, revision)
+            yield
+    finally:
+        with suppress(OSError):
+            if not is_begun(folder):
+                (folder / JOB_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _machine_of(settings: Settings) -> dict[str, Any]:
+    """The settings of the machine that are given, and not left to be found out."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in BY_NAME and BY_NAME[name].group == MACHINE and value != "auto"
+    }
+
+
+def with_prompt_file(given: Settings) -> Settings:
+    """The flags, with the prompt that the file they name holds.
+
+    Raises ArgumentError if they have one of their own, InputError for a file that is no text.
+    """
+    if "prompt_file" not in given:
+        return given
+    if "prompt" in given:
+        raise ArgumentError("the prompt is given twice", got="--prompt and --prompt_file")
+    from mmpl.media.image import readable_file  # takes a moment to import
+
+    path = readable_file(given["prompt_file"])
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST_PROMPT + 1)
+    except (OSError, ValueError) as error:
+        raise InputError("not a text file", where=str(path), got=str(error)[:80]) from error
+    if len(text) > LONGEST_PROMPT:
+        raise InputError(
+            "too long for a prompt", where=str(path), wanted=f"{LONGEST_PROMPT:,} characters"
+        )
+    return {**given, "prompt": joined([line for line in text.splitlines() if line.strip()] or [""])}
 
 
 def request_of(settings: Settings, seed: int) -> Request:
@@ -94,8 +180,8 @@ def request_of(settings: Settings, seed: int) -> Request:
             "no prompt", wanted='--prompt "..."', todo="--examples lists prompts that work"
         )
     same = (
-        "prompt", "negative_prompt", "segments", "width", "height", "fps", "steps", "shift",
-        "guidance_scale", "solver", "seeding", "noise", "alpha", "beta", "layout",
+        "prompt", "cut", "segment_seeds", "negative_prompt", "segments", "width", "height", "fps",
+        "steps", "shift", "guidance_scale", "solver", "seeding", "noise", "alpha", "beta", "layout",
     )  # fmt: skip
     return Request(
         seed=seed,
@@ -103,16 +189,6 @@ def request_of(settings: Settings, seed: int) -> Request:
         frames=settings.get("num_frames"),
         **{name: settings[name] for name in same if name in settings},
     )
-
-
-def film_settings(film: Film) -> dict[str, Any]:
-    """Everything a film's pictures depend on but weights and machine, by the names of the flags."""
-    same = (
-        "prompt", "negative_prompt", "seed", "width", "height", "fps", "steps", "guidance_scale",
-        "shift", "solver", "seeding", "noise", "alpha", "beta",
-    )  # fmt: skip
-    values = {name: getattr(film, name) for name in same}
-    return values | {"num_frames": film.frames, "layout": film.layout.name}
 
 
 def film_for(request: Request, folder: ModelFolder) -> Film:
@@ -149,14 +225,10 @@ def require_made(path: str, film: Film, folder: ModelFolder, given: Settings) ->
         raise ArgumentError(
             "the output exists and is not a film with its settings in it", where=path, todo=todo
         ) from error
-    wanted = film_settings(film)
+    wanted = settings_of(film)
     if "seed" not in given:
         del wanted["seed"]
-    wanted |= {
-        name: value
-        for name, value in given.items()
-        if name in BY_NAME and BY_NAME[name].group == MACHINE and value != "auto"
-    }
+    wanted |= _machine_of(given)
     differing = [name for name, value in wanted.items() if record.settings.get(name) != value]
     if differing or not _same_weights(record, folder):
         raise ArgumentError(
@@ -176,15 +248,15 @@ def require_made(path: str, film: Film, folder: ModelFolder, given: Settings) ->
 
 def command(film: Film, defaults: Defaults, rest: Settings, output: str) -> str:
     """The command that makes the same film again: what differs from the defaults, and `rest`."""
-    plain = film_settings(
+    plain = settings_of(
         resolve(
-            Request(film.prompt, film.seed),
+            Request("any", film.seed),
             defaults,
             temporal_stride=film.chain.temporal_stride,
             pixel_step=1,
         )
     )
-    values = film_settings(film)
+    values = settings_of(film)
     keep = {n: v for n, v in values.items() if n in ("prompt", "seed") or v != plain[n]}
     words: list[str] = []
     for name, value in {**keep, **rest, "output": output}.items():

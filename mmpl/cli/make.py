@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
@@ -15,19 +16,21 @@ import numpy
 import torch
 
 from mmpl import __version__
-from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli.crew import Crew
-from mmpl.cli.job import command, file_sizes, film_settings
+from mmpl.cli.job import command, file_sizes
+from mmpl.cli.order import Order
 from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
 from mmpl.cli.shell import Console
+from mmpl.cli.storyboard import Sheet
 from mmpl.errors import ArgumentError
-from mmpl.film.settings import Film, Request
+from mmpl.film.job import is_begun, settings_of
 from mmpl.generate import (
     Event,
     Frames,
-    Mesh,
     Model,
+    Planned,
+    Resumed,
     Started,
     Store,
     generate,
@@ -39,41 +42,18 @@ from mmpl.wan.attention import resolve_attention
 from mmpl.wan.tokenizer import clean_prompt
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """A film to make, all of it checked as far as can be without torch.
-
-    `model` holds the flags model_path and checkpoint as given, `machine` device, dtype, attention
-    and threads as wanted. `weights` are the digests of the film that a job file is about.
-    `program` is the command as it was typed. `schedule` holds the flags schedule and order as
-    given. `place`: which of several processes this is, in which `mesh`.
-    """
-
-    request: Request
-    film: Film
-    folder: ModelFolder
-    model: Mapping[str, str]
-    machine: Mapping[str, Any]
-    output: str
-    keep_metadata: bool
-    weights: Mapping[str, Any]
-    program: str
-    job_dir: str | None
-    schedule: Mapping[str, str]
-    place: Place | None
-    patience_s: float
-    mesh: Mesh | None
-
-
 def make(order: Order, console: Console) -> None:
     """Makes the film of `order`. Returns only when it is on disk and reads back whole."""
     try:
         seconds, engine = _make(order, console)
     except BaseException as error:
-        kept = f", what is finished is in {order.job_dir}" if order.job_dir else ""
-        error.add_note(f"{order.output} was not written{kept}")
+        _note_what_is_kept(order, error)
         raise
-    if order.place is not None and order.place.rank > 0:
+    if not order.leads:
+        return
+    if order.only_plan:
+        assert order.job_dir is not None
+        console.say(f"  next     {order.program} resume {shlex.quote(order.job_dir)}")
         return
     again = command(order.film, order.folder.defaults, {**order.model, **engine}, order.output)
     on_gpu = engine["device"] != "cpu"
@@ -104,6 +84,9 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
+    store = None
+    if order.job_dir is not None:
+        store = Store(order.job_dir, job_of(model, order.film, attention), _notes(order))
     events = generate(
         model,
         order.request,
@@ -111,7 +94,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
         ranks=None if crew is None else crew.join(model, order.film, order.mesh),
         mode=order.schedule.get("schedule", "adaptive"),
         order=order.schedule.get("order"),
-        store=None if order.job_dir is None else Store(order.job_dir, job_of(model, order.film)),
+        store=store,
+        only_plan=order.only_plan,
     )
     started = next(events)
     assert isinstance(started, Started)
@@ -123,41 +107,84 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     }
     if crew is not None:
         events = crew.follow(events)
-    if order.place is not None and order.place.rank > 0:
-        if order.place.first_of_machine:
+    if not order.leads:
+        if order.place is not None and order.place.first_of_machine:
             console.say(_machine_line(order.place, engine))
         for _ in events:
             pass
         return {}, engine
     console.say(header(started.film, model, engine, source=_source(order), ranks=_ranks(order)))
-    return {"load": loaded} | _write(order, started.film, events, model, engine, console), engine
+    sheet = None if store is None else Sheet(model, order.film, store, console)
+    with Progress(order.film, console) as progress:
+        seen = _seen(order, events, progress, sheet, console)
+        if order.only_plan:
+            for _ in seen:
+                pass
+        else:
+            metadata = _metadata(order, model, engine) if order.keep_metadata else None
+            _write(order, seen, progress, metadata)
+        if sheet is not None:
+            sheet.write()
+    return {"load": loaded} | progress.meter.seconds, engine
+
+
+def _seen(
+    order: Order,
+    events: Iterator[Event],
+    progress: Progress,
+    sheet: Sheet | None,
+    console: Console,
+) -> Iterator[Event]:
+    """The events, each shown as it passes."""
+    # Where others wait for what this process makes, the storyboard comes last unless asked for.
+    early = order.place is None or order.schedule.get("order") == "plan_first"
+    for event in events:
+        progress.see(event)
+        if isinstance(event, Resumed):
+            console.say(f"  going on {event.done} of {event.tasks} parts are there already")
+            for path in event.damaged:
+                console.warn(f"this file is damaged, its part is made again: {path}")
+        if isinstance(event, Planned) and sheet is not None and early:
+            sheet.see(event)
+            progress.meter.lap("plan")
+        yield event
 
 
 def _write(
-    order: Order,
-    film: Film,
-    events: Iterator[Event],
-    model: Model,
-    engine: Mapping[str, Any],
-    console: Console,
-) -> dict[str, float]:
-    metadata = _metadata(order, film, model, engine) if order.keep_metadata else None
-    writing = VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata)
-    with Progress(film, console) as progress:
-        with writing as writer:
-            for event in events:
-                progress.see(event)
-                if isinstance(event, Frames):
-                    writer.write(event.pixels_FHWC)
-                    progress.meter.lap("write")
-        progress.meter.lap("write")  # finishing and reading back
-    return progress.meter.seconds
+    order: Order, events: Iterator[Event], progress: Progress, metadata: dict[str, Any] | None
+) -> None:
+    film = order.film
+    with VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata) as writer:
+        for event in events:
+            if isinstance(event, Frames):
+                writer.write(event.pixels_FHWC)
+                progress.meter.lap("write")
+    progress.meter.lap("write")  # finishing and reading back
 
 
-def _metadata(order: Order, film: Film, model: Model, engine: Mapping[str, Any]) -> dict[str, Any]:
+def _notes(order: Order) -> dict[str, Any]:
+    """What a job folder holds beside the job, to be gone on with from anywhere."""
+    return {
+        "model": {name: os.path.abspath(path) for name, path in order.model.items()},
+        "files": file_sizes(order.folder),
+        "output": os.path.abspath(order.output),
+    }
+
+
+def _note_what_is_kept(order: Order, error: BaseException) -> None:
+    """What there is of the film, and how to go on, said with the error."""
+    if not order.only_plan:
+        error.add_note(f"{order.output} was not written")
+    if order.job_dir is not None and is_begun(Path(order.job_dir)):
+        job = shlex.quote(order.job_dir)
+        error.add_note(f"what is finished is kept, go on with: {order.program} resume {job}")
+
+
+def _metadata(order: Order, model: Model, engine: Mapping[str, Any]) -> dict[str, Any]:
     """What the film was made from; `mmpl.cli.job.read_record` reads it again."""
     return {
-        "settings": {**film_settings(film), **order.model, **engine},
+        "settings": {**settings_of(order.film), **engine},
+        "model": dict(order.model),
         "weights": dict(model.digests),
         "files": file_sizes(order.folder),
         "versions": {
@@ -214,12 +241,12 @@ def _warn(order: Order, model: Model, console: Console) -> None:
             "MMPL --checkpoint, or --layout bidirectional for one clip"
         )
     text_len = model.dit_config.text_len
-    for name in ("prompt", "negative_prompt"):
-        cut = model.tokenizer.tokens_cut(clean_prompt(getattr(order.film, name)), text_len)
+    prompts = [("prompt", cue.prompt) for cue in order.film.script]
+    for name, prompt in [*prompts, ("negative prompt", order.film.negative_prompt)]:
+        cut = model.tokenizer.tokens_cut(clean_prompt(prompt), text_len)
         if cut:
             console.warn(
-                f"the last {cut} tokens of the {name.replace('_', ' ')} are not used: this model "
-                f"reads {text_len - 1}"
+                f"the last {cut} tokens of the {name} are not used: this model reads {text_len - 1}"
             )
     other = [part for part, got in model.digests.items() if order.weights.get(part, got) != got]
     if other:

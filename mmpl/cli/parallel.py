@@ -5,17 +5,16 @@ No torch here: what can be refused is refused before any process is started.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli import ranks
+from mmpl.cli.order import Order
 from mmpl.cli.shell import Console, cores
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
 from mmpl.layout.mesh import Mesh, check_mesh
-from mmpl.layout.work import film_work
 from mmpl.media.durable import sweep
 
 MOST_RANKS = 256
@@ -25,39 +24,30 @@ PATIENCE_S = 60.0
 def make(
     argv: list[str],
     settings: Mapping[str, Any],
-    film: Film,
-    folder: ModelFolder,
+    order: Order,
     wanted: list[str],
-    output: str,
     console: Console,
 ) -> None:
-    """Makes the film by one process on each of the devices `wanted`."""
+    """Makes the film of `order` by one process on each of the devices `wanted`."""
+    film = order.film
     if "parallel" not in settings:
         wanted = _useful(wanted, film, console)
-    job_dir = settings["job_dir"]
     threads = settings.get("threads", max(1, cores() // len(wanted)))
-    mesh = mesh_of(settings, film, folder, len(wanted))
+    mesh = mesh_of(settings, film, order.folder, len(wanted))
     ranks.supervise(
         argv,
         {
             "seed": film.seed,
-            "job_dir": job_dir,
+            "job_dir": order.job_dir,
             "threads": threads,
-            "program": settings["program"],
+            "program": order.program,
         },
         wanted[: mesh.ranks],
         mesh,
         patience_s=settings.get("rank_timeout", PATIENCE_S),
-        clean=lambda: sweep(output),
+        clean=lambda: sweep(order.output),
         console=console,
     )
-    if job_dir == own_job_dir(output):
-        shutil.rmtree(job_dir, ignore_errors=True)
-
-
-def own_job_dir(output: str) -> str:
-    """The job folder of several processes where none is named; it goes when the film is done."""
-    return f"{output}.job"
 
 
 def devices(settings: Mapping[str, Any]) -> list[str]:
@@ -76,7 +66,7 @@ def devices(settings: Mapping[str, Any]) -> list[str]:
 
 def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
     """No more of them than the film can keep busy."""
-    work = film_work(film.layout, film.chain, film.frames)
+    work = film.work
     most = film.segments * work.width
     if len(devices) <= most:
         return devices

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mmpl import __version__
 from mmpl.cli.shell import Console, printable
+from mmpl.film.script import start_s
 from mmpl.film.settings import Film
 from mmpl.generate import Event, Frames, Model, Planned, Stepped
 
@@ -219,10 +220,21 @@ def header(
         "sampling": f"{film.solver}, {film.steps} steps, shift {film.shift:g}, "
         f"guidance {film.guidance_scale:g}",
         "seed": str(film.seed),
-        "prompt": film.prompt[:500],
     }
-    lines = [f"mmpl {__version__}"]
-    return "\n".join(lines + [f"  {name:9}{printable(text)}" for name, text in rows.items()])
+    lines = [f"mmpl {__version__}", *(f"  {name:9}{text}" for name, text in rows.items())]
+    return "\n".join(map(printable, [*lines, *_script(film)]))
+
+
+def _script(film: Film) -> Iterator[str]:
+    """What the film shows when, and its cuts."""
+    if len(film.script) == 1 and not film.cuts:
+        yield f"  prompt   {film.prompt[:500]}"
+        return
+    prompts = {cue.segment: cue.prompt for cue in film.script}
+    for segment in sorted({*prompts, *film.cuts}):
+        at_s = start_s(segment, film.chain, film.frames, film.fps)
+        what = prompts.get(segment, "")[:500] + (" (cut)" if segment in film.cuts else "")
+        yield f"  {at_s:7.2f} s {what.strip()}"
 
 
 def summary(

@@ -84,11 +84,10 @@ def open_context(
     batch: int = 1,
     device: torch.device | str = "cpu",
 ) -> Context:
-    """An empty context with one branch per text, or with the one that `network` takes.
-    `latent_size`: rows and columns of the latent."""
+    """An empty context with one branch per text. `latent_size`: rows and columns of the latent."""
     slots = slot_plan(layout)
     branches = []
-    for text in texts if network.branch is None else (texts[network.branch],):
+    for text in texts:
         cache = kv_allocate(
             network.config,
             batch=batch,
@@ -102,11 +101,16 @@ def open_context(
     return Context(slots, tuple(branches))
 
 
-def reset(context: Context) -> Context:
-    """The same storage with nothing committed: the context of the next segment."""
+def reset(context: Context, texts: tuple[CrossKV, ...] | None = None) -> Context:
+    """The same storage with nothing committed: the context of the next segment. Its branches read
+    `texts`, where these are given, in place of their own."""
+    texts = texts or tuple(branch.context for branch in context.branches)
     return replace(
         context,
-        branches=tuple(replace(b, cache=kv_reset(b.cache)) for b in context.branches),
+        branches=tuple(
+            Branch(text, kv_reset(branch.cache))
+            for text, branch in zip(texts, context.branches, strict=True)
+        ),
     )
 
 

@@ -27,16 +27,19 @@ from mmpl.layout.work import SEEDS, Task
 from mmpl.media.video import to_uint8
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+from mmpl.wan.dit import CrossKV
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Studio:
-    """All that a team needs to make any part of a film. `context` is empty; `latent_shape` is
+    """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
+    the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
     (channels, rows, columns)."""
 
     film: Film
     network: Network
     sampler: Sampler
+    texts: tuple[tuple[CrossKV, ...], ...]
     context: Context
     vae: vae.VAEParams
     vae_config: VAEConfig
@@ -165,7 +168,8 @@ def _carry_out(
                 yield from _decoded(studio, task, latents)
             elif operation.kind == "make":
                 if segment != inside:
-                    context, inside = reset(context), segment
+                    texts = studio.texts[studio.film.cue(segment)]
+                    context, inside = reset(context, texts), segment
                 z_BCTHW, context = yield from _make(studio, operation, context, latents)
             elif operation.kind == "hand_over":
                 z_BCTHW = _hand_over(studio, segment, latents)

@@ -131,4 +131,4 @@ def stack(latents: Latents, frames: Iterable[int]) -> Tensor:
 def _frame_noise(
     film: Film, segment: int, frame: int, latent_shape: tuple[int, int, int]
 ) -> Tensor:
-    return normal(latent_shape, seed=film.seed, segment=segment, frame=frame)
+    return normal(latent_shape, seed=film.seed_of(segment), segment=segment, frame=frame)

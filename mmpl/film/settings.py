@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
+from mmpl.film.script import Cue, read_cuts, read_script, read_seeds, script_text
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import (
@@ -22,24 +23,34 @@ from mmpl.layout.timeline import (
     kept_frames,
     segments_for,
 )
-from mmpl.layout.work import check_chained, groups_of, planning_of, populating_of
+from mmpl.layout.work import (
+    Work,
+    check_chained,
+    film_work,
+    groups_of,
+    planning_of,
+    populating_of,
+)
 
 T = TypeVar("T")
 
 LARGEST_SEED = 2**63 - 1
-JOB_FILE = "job.json"  # in a job folder: all that its latents depend on
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a user asks for. None means: as the model's defaults say.
 
-    Give at most one of `duration_s`, `frames` (pixel frames) and `segments`. `layout` is a name
-    of `mmpl.layout.presets`. Raises nothing itself: `resolve` checks.
+    `prompt` may be a script, `cut` says where segments begin without the frames before, and
+    `segment_seeds` which have a seed of their own: all are texts of `mmpl.film.script`. Give at
+    most one of `duration_s`, `frames` (pixel frames) and `segments`. `layout` is a name of
+    `mmpl.layout.presets`. Raises nothing itself: `resolve` checks.
     """
 
     prompt: str
     seed: int
+    cut: str = ""
+    segment_seeds: str = ""
     negative_prompt: str | None = None
     duration_s: float | None = None
     frames: int | None = None
@@ -60,9 +71,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A film in full: every number that its latents depend on, but for the weights."""
+    """A film in full: every number that its latents depend on, but for the weights.
 
-    prompt: str
+    `cuts`: the segments, from 0, that begin with a hard cut. `segment_seeds`: (segment, seed) of
+    those whose noise has a seed of its own.
+    """
+
+    script: tuple[Cue, ...]
+    cuts: tuple[int, ...]
+    segment_seeds: tuple[tuple[int, int], ...]
     negative_prompt: str
     seed: int
     frames: int
@@ -83,6 +100,24 @@ class Film:
     @property
     def segments(self) -> int:
         return segments_for(self.chain, self.frames)
+
+    @property
+    def prompt(self) -> str:
+        """What it shows, as one text: a script if that changes."""
+        return script_text(self.script)
+
+    def cue(self, segment: int) -> int:
+        """Which cue of the script a segment is made from."""
+        return max(n for n, cue in enumerate(self.script) if cue.segment <= segment)
+
+    def seed_of(self, segment: int) -> int:
+        """What the noise of a segment is drawn from."""
+        return dict(self.segment_seeds).get(segment, self.seed)
+
+    @property
+    def work(self) -> Work:
+        """All there is to do for it."""
+        return film_work(self.layout, self.chain, self.frames, self.cuts)
 
     def planning(self, segment: int) -> tuple[Group, ...]:
         """The groups whose frames the next segment's seeds are made from, in layout order.
@@ -112,20 +147,17 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
     """
     if not request.prompt.strip():
         raise ArgumentError("the prompt is empty", todo="say what the film shows")
-    if not 0 <= request.seed <= LARGEST_SEED:
-        raise ArgumentError(
-            "seed is out of range",
-            got=request.seed,
-            wanted=f"0 to {LARGEST_SEED}, or -1 for random",
-        )
     layout = by_name(request.layout or defaults.layout_t2v)
     chain = chain_of(layout, seeding=request.seeding, temporal_stride=temporal_stride)
+    frames, fps = _frames(request, defaults, chain), _given(request.fps, defaults.fps)
     film = Film(
-        prompt=request.prompt,
+        script=read_script(request.prompt, chain, frames, fps),
+        cuts=read_cuts(request.cut, chain, frames, fps),
+        segment_seeds=read_seeds(request.segment_seeds, chain, frames, fps),
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
         seed=request.seed,
-        frames=_frames(request, defaults, chain),
-        fps=_whole("fps", _given(request.fps, defaults.fps), 1, 240),
+        frames=frames,
+        fps=fps,
         width=_size("width", _given(request.width, defaults.width), pixel_step),
         height=_size("height", _given(request.height, defaults.height), pixel_step),
         solver=_given(request.solver, defaults.solver),
@@ -141,6 +173,11 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
         seeding=request.seeding,
         chain=chain,
     )
+    for seed in (film.seed, *dict(film.segment_seeds).values()):
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ArgumentError(
+                "seed is out of range", got=seed, wanted=f"0 to {LARGEST_SEED}, or -1 for random"
+            )
     _choice("solver", film.solver, SOLVERS)
     _choice("noise", film.noise, NOISE_MODES)
     if film.segments > 1:

@@ -190,10 +190,11 @@ def _wanted(work: Work) -> Iterator[Task]:
     """Every task of the film, from the count of its frames."""
     for segment in range(work.segments):
         for group in needed(work.layout, needed_latents(work.chain, segment, work.frames)):
-            if segment == 0 or max(group.frames) >= work.chain.seeds:
+            seeded = segment > 0 and segment not in work.cuts
+            if not seeded or max(group.frames) >= work.chain.seeds:
                 yield Task(segment, "make", group.name)
         yield Task(segment, "decode")
-        if segment + 1 < work.segments:
+        if segment + 1 < work.segments and segment + 1 not in work.cuts:
             yield Task(segment, "hand_over")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Group, Layout, needed
@@ -45,8 +45,8 @@ class Task:
     """A unit of work that exists once in a film.
 
     `kind` "make" denoises `group` of the segment; "hand_over" makes the seeds of the next segment
-    from this one's keyframes; "decode" turns the finished segment into pixels. Segments count
-    from 0.
+    from this one's keyframes, unless that begins with a cut; "decode" turns the finished segment
+    into pixels. Segments count from 0.
     """
 
     segment: int
@@ -56,7 +56,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All tasks of a film of `frames` pixel frames, and what each waits for.
+    """All tasks of a film of `frames` pixel frames, and what each waits for. The segments `cuts`
+    begin without seeds.
 
     `tasks` is topological, segment by segment: in each the groups in layout order, the hand-over
     as soon as its keyframes are there, the decode last. `needs`: the tasks whose latents a task
@@ -68,6 +69,7 @@ class Work:
     frames: int
     tasks: tuple[Task, ...]
     needs: Mapping[Task, tuple[Task, ...]]
+    cuts: tuple[int, ...] = ()
 
     @property
     def segments(self) -> int:
@@ -89,8 +91,9 @@ class Work:
         return max(at.values())
 
 
-def film_work(layout: Layout, chain: Chain, frames: int) -> Work:
-    """The tasks of a film of `frames` pixel frames.
+def film_work(layout: Layout, chain: Chain, frames: int, cuts: tuple[int, ...] = ()) -> Work:
+    """The tasks of a film of `frames` pixel frames, in which the segments `cuts` begin without
+    seeds.
 
     Groups that no kept frame needs are no tasks, nor are the groups that a later segment is
     given as seeds. Raises ArgumentError for a film of several segments in a layout that makes the
@@ -104,16 +107,32 @@ def film_work(layout: Layout, chain: Chain, frames: int) -> Work:
     for segment in range(segments):
         if usual is None or segment == segments - 1:
             usual = groups_of(layout, chain, frames, segment)
-        follows = segment < segments - 1
-        needs.update(_segment_work(layout, chain, segment, usual, follows=follows))
-    return Work(layout, chain, frames, tuple(needs), needs)
+        follows = segment < segments - 1 and segment + 1 not in cuts
+        seeded = segment > 0 and segment not in cuts
+        own = _segment_work(layout, chain, segment, usual, seeded=seeded, follows=follows)
+        needs.update(own)
+    return Work(layout, chain, frames, tuple(needs), needs, cuts)
+
+
+def plan_work(work: Work) -> Work:
+    """The planning of `work` alone: the keyframes of all segments, and what hands them over."""
+    plans = {*work.planning}
+    tasks = tuple(task for task in work.tasks if task in plans or task.kind == "hand_over")
+    return replace(work, tasks=tasks, needs={task: work.needs[task] for task in tasks})
 
 
 def _segment_work(
-    layout: Layout, chain: Chain, segment: int, groups: tuple[Group, ...], *, follows: bool
+    layout: Layout,
+    chain: Chain,
+    segment: int,
+    groups: tuple[Group, ...],
+    *,
+    seeded: bool,
+    follows: bool,
 ) -> Iterator[tuple[Task, tuple[Task, ...]]]:
-    """The tasks of one segment with their needs; `follows`: another segment comes after it."""
-    makers = {group.name: _maker(chain, segment, group) for group in groups}
+    """The tasks of one segment with their needs; `seeded`: the segment before gives it its seeds;
+    `follows`: it gives the next one's."""
+    makers = {group.name: _maker(chain, segment, group, seeded=seeded) for group in groups}
     made: set[str] = set()
     handed = {group.name for group in needed(layout, chain.handover)} if follows else set()
     waits = follows
@@ -133,9 +152,9 @@ def _segment_work(
     yield Task(segment, "decode"), tuple(dict.fromkeys(makers.values()))
 
 
-def _maker(chain: Chain, segment: int, group: Group) -> Task:
-    """The task that provides a group's latents: a later segment takes over its seeds."""
-    if segment > 0 and all(frame < chain.seeds for frame in group.frames):
+def _maker(chain: Chain, segment: int, group: Group, *, seeded: bool) -> Task:
+    """The task that provides a group's latents."""
+    if seeded and all(frame < chain.seeds for frame in group.frames):
         return Task(segment - 1, "hand_over")
     return Task(segment, "make", group.name)
 

@@ -5,6 +5,7 @@ rename, fsync of the folder. Knows nothing of what is written.
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import shlex
@@ -186,6 +187,32 @@ def make_folder(path: str | os.PathLike[str], *, private: bool = False) -> None:
         raise output_error(path, NotADirectoryError(errno.ENOTDIR, "")) from error
     except OSError as error:
         raise output_error(path, error) from error
+    except ValueError as error:  # a zero byte, or a character that no file name can hold
+        raise ArgumentError(
+            "not a file name", got=repr(os.fspath(path)), todo="choose another name"
+        ) from error
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block no other process can lock `folder`, which must exist. The kernel lets go of
+    it with the process, however that ends. Raises `ArgumentError` if another holds it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ArgumentError(
+            "another process is at work in this folder",
+            where=os.fspath(folder),
+            todo="wait for it, or stop it, or give another folder",
+        ) from error
+    except OSError:  # some network disks know no locks: the work is as good without
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _check_replaceable(

@@ -21,7 +21,7 @@ from mmpl.generate import Frames, Made, Ranks, Request, Started, generate, load_
 from mmpl.layout.gantt import gantt_text
 from mmpl.layout.schedule import Costs, Operation, build_schedule
 from mmpl.layout.simulate import Span, Timeline, simulate
-from mmpl.layout.work import Task, Work, film_work
+from mmpl.layout.work import Task, Work
 from tests.dist.ranks import run_ranks
 
 PROMPT = "a red circle moves right on a blue background"
@@ -41,7 +41,7 @@ def record(rank: int, folder: Path, segments: int, threads: int) -> tuple[float,
     for event in events:
         if isinstance(event, Started):
             film = event.film
-            work = film_work(film.layout, film.chain, film.frames)
+            work = film.work
         elif isinstance(event, Made):
             log.append((event.task, event.start_s, event.stop_s))
         elif isinstance(event, Frames):

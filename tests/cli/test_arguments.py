@@ -24,7 +24,17 @@ ALIASES = {
     "--base_seed": "seed",
     "--save_file": "output",
 }
-SWITCHES = {"dry_run", "json", "overwrite", "no_metadata", "examples", "quiet", "debug", "version"}
+SWITCHES = {
+    "dry_run",
+    "json",
+    "fresh",
+    "overwrite",
+    "no_metadata",
+    "examples",
+    "quiet",
+    "debug",
+    "version",
+}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def again(err: str) -> list[str]:
 def test_a_film(gen: Gen, bundle: Path) -> None:
     code, out, err = gen("--prompt", PROMPT, "--seed", 7)
     assert (code, out) == (0, "film.mp4\n"), err
-    assert os.listdir() == ["film.mp4"]
+    assert sorted(os.listdir()) == ["film.mp4", "film.mp4.job"]
     info = probe("film.mp4")
     assert (info.frames, info.width, info.height, info.fps) == (9, SIZE, SIZE, 16)
     for shown in (str(bundle), "float32", "sdpa", "cpu", "9 frames of 64x64", "1 segment", PROMPT):
@@ -73,7 +73,8 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "alpha": 0.5,
         "beta": 1.0,
         "layout": "mmpl_t2v",
-        "model_path": str(bundle),
+        "cut": "",
+        "segment_seeds": "",
         "device": "cpu",
         "dtype": "float32",
         "attention": "sdpa",
@@ -145,7 +146,8 @@ def test_the_second_time_the_film_is_complete(gen: Gen) -> None:
         assert (code, out) == (2, "")
         assert words in err
     assert Path("film.mp4").stat() == before
-    assert gen(*flags, "--seed", "3", "--overwrite")[0] == 0
+    assert gen(*flags, "--seed", "3", "--overwrite")[0] == 6, "the job is another film's"
+    assert gen(*flags, "--seed", "3", "--overwrite", "--fresh")[0] == 0
     assert settings_of()["seed"] == 3
 
 
@@ -188,7 +190,7 @@ def test_log(gen: Gen) -> None:
     assert "never taught: zebra" in log
     assert "again" in log
     assert "error: attention backend flash2" in log.splitlines()[-1]
-    assert sorted(os.listdir()) == ["a.log", "a.mp4"]
+    assert sorted(os.listdir()) == ["a.log", "a.mp4", "a.mp4.job"]
 
 
 def test_words_that_were_not_taught_are_named_once(gen: Gen) -> None:
@@ -256,7 +258,7 @@ def test_a_wan_folder_with_an_mmpl_checkpoint(gen: Gen, tmp_path: Path, beside: 
     code, out, err = gen(*flags)
     assert (code, out) == (0, "film.mp4\n"), err
     assert f"Wan2.1 folder with {checkpoint}" in err
-    assert settings_of()["checkpoint"] == str(checkpoint)
+    assert read_metadata("film.mp4")["model"]["checkpoint"] == str(checkpoint)
     assert gen(*flags)[:2] == (0, "film.mp4\n")
 
 
@@ -280,7 +282,7 @@ def test_from_any_folder(bundle: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "film.mp4\n"), done.stderr
     assert probe(tmp_path / "film.mp4").frames == 33
     assert f"{ROOT}/bin/mmpl-gen --prompt" in done.stderr
-    assert os.listdir(tmp_path) == ["film.mp4"]
+    assert sorted(os.listdir(tmp_path)) == ["film.mp4", "film.mp4.job"]
 
 
 @pytest.mark.parametrize(
@@ -309,8 +311,9 @@ def test_stopped(bundle: Path, tmp_path: Path, number: int, code: int, words: st
     assert words in last
     assert "segment" in last
     assert "film.mp4 was not written" in last
+    assert "resume film.mp4.job" in last
     assert "Traceback" not in err
-    assert os.listdir(tmp_path) == ["film.mp4"]
+    assert sorted(os.listdir(tmp_path)) == ["film.mp4", "film.mp4.job"]
     assert (tmp_path / "film.mp4").read_bytes() == b"an older film"
 
 
@@ -338,7 +341,7 @@ def test_nobody_reads_the_result(bundle: Path, tmp_path: Path) -> None:
     script = f"set -o pipefail; {program} --output a.mp4 2>&- | true; echo $?"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
-    assert os.listdir(tmp_path) == ["a.mp4"]
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "a.mp4.job"]
 
 
 def test_help_is_quick(tmp_path: Path) -> None:

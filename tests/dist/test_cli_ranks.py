@@ -137,7 +137,7 @@ def test_a_killed_rank_is_done_without(
     assert out == "film.mp4\n"
     assert f"rank {victim} was killed by SIGKILL; going on with 1" in err
     assert frames(two.folder / "film.mp4") == alone
-    assert leftovers(two.folder) == []
+    assert leftovers(two.folder) == ["film.mp4.job"]
 
 
 def test_a_rank_that_hangs_is_killed(two: Run, alone: list[bytes]) -> None:
@@ -181,8 +181,8 @@ def test_a_seed_that_was_drawn_is_kept_in_the_job_folder(model: Path, tmp_path: 
     assert code == 0, err
     again = next(line for line in err.splitlines() if line.split()[:1] == ["again"])
     assert str(ROOT / "bin" / "mmpl-gen") in again
-    assert f"--seed {begun['seed']} " in again
-    assert f"--threads {begun['threads']}" in again
+    assert f"--seed {begun['settings']['seed']} " in again
+    assert f"--threads {begun['settings']['threads']}" in again
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

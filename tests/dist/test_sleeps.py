@@ -57,10 +57,10 @@ def film_of(segments: int) -> Film:
 def makespan(rank: int, segments: int, mesh: Mesh, mode: str) -> float:
     """Seconds from a common start until all ranks are done."""
     film = film_of(segments)
-    work = film_work(film.layout, film.chain, film.frames)
+    work = film.work
     plan = build_schedule(work, mesh.teams, COSTS, mode=mode)
     studio: Any = SimpleNamespace(
-        film=film, latent_shape=SHAPE, device=torch.device("cpu"), context=None
+        film=film, latent_shape=SHAPE, device=torch.device("cpu"), context=None, texts=(None,)
     )
     group = dist.group.WORLD
     assert group is not None
@@ -74,7 +74,7 @@ def makespan(rank: int, segments: int, mesh: Mesh, mode: str) -> float:
         mock.patch.object(runtime, "_make", asleep),
         mock.patch.object(runtime, "_hand_over", return_value=seeds),
         mock.patch.object(runtime, "decode", black),
-        mock.patch.object(runtime, "reset", lambda context: context),
+        mock.patch.object(runtime, "reset", lambda context, texts: context),
     ):
         dist.all_reduce(frames)  # a common start
         start = time.monotonic()
@@ -92,7 +92,7 @@ def makespan(rank: int, segments: int, mesh: Mesh, mode: str) -> float:
 def test_the_runtime_keeps_the_simulators_time(mesh: Mesh, mode: str) -> None:
     segments = 12
     film = film_of(segments)
-    work = film_work(film.layout, film.chain, film.frames)
+    work = film.work
     plan = build_schedule(work, mesh.teams, COSTS, mode=mode)
     predicted = simulate(plan, COSTS).makespan_s
     measured = min(run_ranks(mesh.ranks, makespan, segments, mesh, mode)[0] for _ in range(2))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mmpl.layout.layout import Layout
 from mmpl.layout.presets import by_name, chunked
 from mmpl.layout.schedule import MODES, ORDERS, Costs, Schedule, build_schedule
-from mmpl.layout.timeline import Chain, chain_of, film_frames
+from mmpl.layout.timeline import Chain, chain_of, film_frames, segments_for
 from mmpl.layout.work import Task, Work, film_work
 
 PAPER = Costs(make={"init": 25, "plan": 109, "fill_head": 113, "fill_tail": 148}, refresh={})
@@ -36,11 +36,15 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @st.composite
 def works(draw: st.DrawFn, most: int = 5) -> Work:
-    """A film of up to `most` segments, cut anywhere, in a layout that can be chained."""
+    """A film of up to `most` segments, of any length, some of them begun by hard cuts, in a layout
+    that can be chained."""
     layout = draw(layouts())
     seeding = draw(st.sampled_from(("terminal", "midpoint"))) if layout.midpoint else "terminal"
     chain: Chain = chain_of(layout, seeding=seeding, temporal_stride=4)
-    return film_work(layout, chain, draw(st.integers(1, film_frames(chain, most))))
+    frames = draw(st.integers(1, film_frames(chain, most)))
+    later = range(1, segments_for(chain, frames))
+    cuts = draw(st.sets(st.sampled_from(later))) if later and draw(st.booleans()) else ()
+    return film_work(layout, chain, frames, tuple(sorted(cuts)))
 
 
 @st.composite

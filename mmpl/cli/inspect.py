@@ -1,0 +1,107 @@
+"""What a job folder, a film or a model folder is, what is done and missing, and how to go on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpl.checkpoint.folder import check_folder
+from mmpl.cli import job
+from mmpl.cli.shell import printable
+from mmpl.errors import InputError, MmplError
+from mmpl.film.job import JOB_FILE, STORYBOARD
+from mmpl.film.settings import Film
+
+
+def report(path: str, program: str, embedded: Path) -> str:
+    """Lines about what is at `path`; `program` is the command as typed, `embedded` the model folder
+    where none is named. Raises InputError for what is none of these."""
+    if os.path.isdir(path) and (Path(path) / JOB_FILE).exists():
+        lines = _job(Path(path), program, embedded)
+    elif os.path.isdir(path):
+        lines = _model(path)
+    elif path.lower().endswith(".mp4"):
+        lines = _film(path, program)
+    else:
+        raise InputError(
+            "not something to inspect",
+            where=path,
+            got="nothing there" if not os.path.lexists(path) else "a file of another kind",
+            wanted="a job folder, a film.mp4 or a model folder",
+        )
+    return "\n".join(printable(line) for line in lines)
+
+
+def _job(folder: Path, program: str, embedded: Path) -> Iterator[str]:
+    from mmpl.generate import Store  # torch comes with it
+
+    record = job.read_record(str(folder))
+    model = check_folder(
+        record.settings.get("model_path", embedded), checkpoint=record.settings.get("checkpoint")
+    )
+    film = job.film_for(job.request_of(record.settings, record.settings["seed"]), model)
+    yield f"{folder}: the job of {_described(film)}"
+    yield from _settings(record.settings)
+    work = film.work
+    finished, damaged = Store(folder).look(work)
+    makes = [task for task in work.tasks if task.kind == "make"]
+    plans = set(work.planning)
+    for name, tasks in (
+        ("plan", [task for task in makes if task in plans]),
+        ("populate", [task for task in makes if task not in plans]),
+    ):
+        done = sum(task in finished for task in tasks)
+        yield f"  {name:9}{done} of {len(tasks)} groups are finished"
+    for path in damaged:
+        yield f"  damaged  {path}: it will be made again"
+    story = folder / STORYBOARD
+    yield f"  story    {story if story.exists() else 'not there yet'}"
+    output = record.output or ""
+    there = bool(output) and os.path.exists(output)
+    yield f"  film     {output}{'' if there else ': not there yet'}"
+    if not there:
+        yield f"  go on    {program} resume {shlex.quote(str(folder))}"
+
+
+def _film(path: str, program: str) -> Iterator[str]:
+    from mmpl.media.video import probe
+
+    seen = probe(path)
+    yield f"{path}: {seen.frames} frames of {seen.width}x{seen.height} at {float(seen.fps):g} fps"
+    try:
+        record = job.read_record(path)
+    except MmplError:
+        yield "  made by  something else: there are no settings of mmpl in it"
+        return
+    yield from _settings(record.settings)
+    yield f"  again    {program} --config {shlex.quote(path)} --output again.mp4"
+
+
+def _model(path: str) -> Iterator[str]:
+    folder = check_folder(path)
+    dit = folder.configs.dit
+    kind = {"mmpl": "an mmpl bundle", "wan": "a Wan2.1 folder"}[folder.kind]
+    yield f"{path}: {kind}, transformer of {dit.num_layers} layers, {dit.dim} wide"
+    for part, file in folder.files.items():
+        yield f"  {part:10}{file.name}, {os.stat(file).st_size / 1e6:.1f} MB"
+    defaults = folder.defaults
+    yield (
+        f"  usually  {defaults.width}x{defaults.height} at {defaults.fps} fps, {defaults.solver}, "
+        f"{defaults.steps} steps, guidance {defaults.guidance_scale:g}, shift {defaults.shift:g}"
+    )
+
+
+def _described(film: Film) -> str:
+    return (
+        f"a film of {film.frames} frames ({film.frames / film.fps:.2f} s) of "
+        f"{film.width}x{film.height} in {film.segments} segments"
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  prompt   {settings.get('prompt', '')}"
+    rest = {name: value for name, value in settings.items() if name != "prompt" and value != ""}
+    yield "  settings " + ", ".join(f"{name} {value}" for name, value in sorted(rest.items()))

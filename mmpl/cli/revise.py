@@ -1,0 +1,76 @@
+"""A job changed on purpose: a segment rolled again, a film made longer. No torch here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mmpl.cli.job import RANDOM_SEEDS
+from mmpl.errors import ArgumentError
+from mmpl.film.job import Revision
+from mmpl.film.script import Cue, script_text, seeds_text
+from mmpl.film.settings import LARGEST_SEED, Film
+
+REROLL = ("segment", "seed", "prompt")  # flags that say what to change
+
+
+def reroll(film: Film, given: Mapping[str, Any]) -> Revision:
+    """Segment `given["segment"]`, counted from 1, with another seed and perhaps another prompt.
+
+    Segments after it start from what it ends with, so they are made again too, up to the next
+    cut; their noise and prompts stay. Raises ArgumentError.
+    """
+    number = given.get("segment")
+    if number is None or not 1 <= number <= film.segments:
+        raise ArgumentError(
+            "which segment?" if number is None else "no such segment",
+            got=None if number is None else f"--segment {number}",
+            wanted=f"--segment 1 to {film.segments}",
+        )
+    segment = number - 1
+    seed = given.get("seed", -1)
+    if seed == -1:
+        seed = secrets.randbelow(RANDOM_SEEDS)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ArgumentError("seed is out of range", got=seed, wanted=f"0 to {LARGEST_SEED}")
+    seeds = {**dict(film.segment_seeds), segment: seed}
+    changed: dict[str, Any] = {"segment_seeds": seeds_text(sorted(seeds.items()))}
+    if "prompt" in given:
+        changed["prompt"] = script_text(_with_prompt(film, segment, given["prompt"]))
+    end = next((cut for cut in film.cuts if cut > segment), film.segments)
+    return Revision(changed, range(segment, end))
+
+
+def extend(old: Film, new: Film) -> Revision:
+    """`old` made as long as `new`; nothing that is finished changes. Raises ArgumentError."""
+    if new.frames <= old.frames:
+        raise ArgumentError(
+            "not longer than the film is",
+            got=f"{new.frames / new.fps:g} s",
+            wanted=f"more than {old.frames / old.fps:g} s",
+        )
+    return Revision({"num_frames": new.frames}, range(0))
+
+
+def announced(film: Film, revision: Revision) -> str:
+    """What a revision makes again and what it leaves, for people."""
+    if not revision.segments:
+        return f"all {film.segments} segments stay, the last as far as it went; more follow"
+    first, last = revision.segments[0] + 1, revision.segments[-1] + 1
+    changed = f"segment {first}" if first == last else f"segments {first} to {last}"
+    return f"{changed} of {film.segments} will be made again, all others stay"
+
+
+def _with_prompt(film: Film, segment: int, prompt: str) -> list[Cue]:
+    """The script with another prompt for one segment alone."""
+    prompts = [film.script[film.cue(s)].prompt for s in range(film.segments)]
+    prompts[segment] = prompt
+    cues = [Cue(0, prompts[0])]
+    for number, text in enumerate(prompts):
+        if text != cues[-1].prompt:
+            cues.append(Cue(number, text))
+    if len(cues) > 1:
+        cues = [replace(cue, prompt=" ".join(cue.prompt.split())) for cue in cues]
+    return cues

@@ -1,0 +1,63 @@
+"""The storyboard of a film in its job folder: a still of every keyframe, and a sheet of all."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmpl.cli.shell import Console
+from mmpl.film.job import KEYFRAMES, STORYBOARD
+from mmpl.film.settings import Film
+from mmpl.generate import Model, Planned, Store, read_plan, stills
+from mmpl.media import durable
+from mmpl.media.image import write_png
+from mmpl.media.storyboard import Row, storyboard
+
+Pixels = NDArray[np.uint8]
+
+
+class Sheet:
+    """Writes the storyboard once, as soon as the plan of the whole film is in the store."""
+
+    def __init__(self, model: Model, film: Film, store: Store, console: Console) -> None:
+        self._model, self._film, self._store, self._console = model, film, store, console
+        self._current = (store.folder / STORYBOARD).exists()  # of a run that was interrupted
+
+    def see(self, planned: Planned) -> None:
+        """Notes that a segment is planned, on this process, in the order of the film."""
+        self._current = False
+        if planned.segment == self._film.segments - 1:
+            self.write()
+
+    def write(self) -> None:
+        """All of it, unless it is written. Raises InputError while some of the plan is missing."""
+        if self._current:
+            return
+        film, folder = self._film, self._store.folder
+        durable.make_folder(folder / KEYFRAMES)
+        rows = []
+        for planned in read_plan(film, self._store):
+            row: list[tuple[str, Pixels]] = []
+            for still in stills(self._model, film, planned):
+                name = f"segment_{planned.segment + 1:04d}.frame_{still.frame:06d}.png"
+                write_png(folder / KEYFRAMES / name, still.pixels_HWC)
+                row.append((_time(still.frame, film.fps), still.pixels_HWC))
+            if row:
+                rows.append(Row(self._label(planned.segment), row))
+        title = film.prompt if len(film.script) == 1 else ""
+        write_png(folder / STORYBOARD, storyboard(title, rows))
+        self._current = True
+        self._console.say(f"  story    {folder / STORYBOARD}")
+
+    def _label(self, segment: int) -> str:
+        film = self._film
+        label = f"segment {segment + 1} of {film.segments}"
+        if len(film.script) > 1:
+            label += f": {film.script[film.cue(segment)].prompt}"
+        return label + (" (cut)" if segment in film.cuts else "")
+
+
+def _time(frame: int, fps: int) -> str:
+    """1:02.37"""
+    minutes, seconds = divmod(frame / fps, 60)
+    return f"{int(minutes)}:{seconds:05.2f}"

@@ -1,0 +1,99 @@
+"""The story before it is rendered: the keyframes of a film's segments, and a still of each.
+
+The keyframes of a segment are final as soon as its plan is, long before its other frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmpl.film.segment import Latents, stack
+from mmpl.film.settings import Film
+from mmpl.film.store import Store
+from mmpl.layout.timeline import film_frame
+from mmpl.layout.work import Task, Work, plan_work
+from mmpl.media.video import to_uint8
+from mmpl.wan import vae
+from mmpl.wan.config import VAEConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """The keyframes of a segment are final: latent frame -> z [1, C, H, W]."""
+
+    segment: int
+    latents: Latents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """What a film shows at its frame `frame`: the last one of the latent frame `latent` of a
+    segment, uint8 RGB."""
+
+    segment: int
+    latent: int
+    frame: int
+    pixels_HWC: NDArray[np.uint8]
+
+
+class Plans:
+    """Gathers what is made until the plan of a segment is whole."""
+
+    def __init__(self, film: Film, work: Work) -> None:
+        self._film = film
+        self._latents: dict[int, dict[int, Tensor]] = {}
+        self._open: dict[int, set[str]] = {}
+        for task in work.planning:
+            self._open.setdefault(task.segment, set()).add(task.group)
+
+    def enter(self, task: Task, z_BCTHW: Tensor) -> Iterator[Planned]:
+        """Notes the result of a task; yields the plan of its segment once all of it is there."""
+        seeds = task.kind == "hand_over"
+        segment = task.segment + seeds
+        if not seeds and task.group not in self._open.get(segment, ()):
+            return  # no keyframes
+        frames = range(self._film.chain.seeds)
+        if not seeds:
+            frames = self._film.layout.group(task.group).frames
+        self._latents.setdefault(segment, {}).update(zip(frames, z_BCTHW.unbind(2), strict=True))
+        if task.group in self._open.get(segment, ()):
+            self._open[segment].remove(task.group)
+            if not self._open[segment]:
+                yield Planned(segment, self._latents.pop(segment))
+
+
+def read_plan(film: Film, store: Store) -> Iterator[Planned]:
+    """The plan of a film from the store that holds it, segment after segment.
+
+    Raises InputError where some of it is missing or damaged.
+    """
+    work = plan_work(film.work)
+    plans = Plans(film, work)
+    for task in work.tasks:
+        yield from plans.enter(task, store.get(task))
+
+
+@torch.no_grad()
+def stills_of(
+    params: vae.VAEParams, config: VAEConfig, film: Film, planned: Planned
+) -> Iterator[Still]:
+    """A still of each keyframe of a segment that the film shows and no segment before it has.
+
+    Each costs a decode of three latent frames: the first of the segment, for the decoder's
+    history, and the keyframe twice, whose last pixel frame is taken.
+    """
+    chain, segment = film.chain, planned.segment
+    for latent in sorted(planned.latents):
+        frame = film_frame(chain, segment, chain.temporal_stride * latent)
+        if frame >= film.frames or (segment > 0 and latent < chain.seeds):
+            continue
+        history = (0, latent, latent) if latent else (0,)
+        z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
+        video_BCFHW, _ = vae.decode(params, config, z_BCTHW)
+        yield Still(segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])

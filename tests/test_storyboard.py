@@ -1,0 +1,91 @@
+"""The plan alone: which keyframes there are, and that they are those of the film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmpl.generate import (
+    Frames,
+    Made,
+    Planned,
+    Request,
+    Store,
+    film_of,
+    generate,
+    job_of,
+    read_plan,
+    stills,
+)
+from mmpl.media.storyboard import Row, storyboard
+from tests.small import small_model
+
+REQUEST = Request("a red circle", seed=1, frames=170)  # three segments, the last of 18 frames
+
+
+def test_only_the_plan_is_made() -> None:
+    events = list(generate(small_model(), REQUEST, only_plan=True))
+    assert not any(isinstance(event, Frames) for event in events)
+    made = [event.task for event in events if isinstance(event, Made)]
+    assert {task.kind for task in made} == {"make", "hand_over"}
+    assert {task.group for task in made if task.kind == "make"} == {"init", "plan"}
+    assert [event.segment for event in events if isinstance(event, Planned)] == [0, 1, 2]
+
+
+def test_its_keyframes_are_those_of_the_film() -> None:
+    model = small_model()
+    alone = [e for e in generate(model, REQUEST, only_plan=True) if isinstance(e, Planned)]
+    whole = [e for e in generate(model, REQUEST) if isinstance(e, Planned)]
+    for one, other in zip(alone, whole, strict=True):
+        assert one.latents.keys() == other.latents.keys()
+        assert all(torch.equal(one.latents[k], other.latents[k]) for k in one.latents)
+
+
+def test_stills_and_the_plan_in_a_store(tmp_path: Path) -> None:
+    model = small_model()
+    film = film_of(model, REQUEST)
+    store = Store(tmp_path / "job", job_of(model, film))
+    events = generate(model, REQUEST, store=store, only_plan=True)
+    seen = [still for e in events if isinstance(e, Planned) for still in stills(model, film, e)]
+    read = [still for e in read_plan(film, store) for still in stills(model, film, e)]
+    frames = [still.frame for still in seen]
+    assert frames == sorted(set(frames)), "each once, in the order of the film"
+    assert max(frames) < film.frames
+    assert [s.latent for s in seen if s.segment == 0] == [0, 1, 2, 3, 10, 11, 12, 19, 20]
+    assert [s.latent for s in seen if s.segment == 1] == [2, 3, 10, 11, 12, 19, 20]
+    for one, other in zip(seen, read, strict=True):
+        assert np.array_equal(one.pixels_HWC, other.pixels_HWC)
+
+
+def test_the_first_still_is_the_first_frame() -> None:
+    model = small_model()
+    film = film_of(model, REQUEST)
+    events = list(generate(model, REQUEST))
+    plan = next(e for e in events if isinstance(e, Planned))
+    first = next(e for e in events if isinstance(e, Frames))
+    still = next(stills(model, film, plan))
+    assert still.frame == 0
+    assert np.abs(still.pixels_HWC.astype(int) - first.pixels_FHWC[0]).max() <= 1
+
+
+def test_the_sheet_shows_every_still() -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    cells = [np.full((32, 32, 3), colour, np.uint8) for colour in colours]
+    rows = [Row("one", [("0:00", cells[0]), ("0:01", cells[1])]), Row("two", [("0:02", cells[2])])]
+    sheet = storyboard("a title " * 100, rows)
+    for colour in colours:
+        area = (sheet == colour).all(axis=2).sum()
+        assert area >= 110 * 110
+    plain = storyboard("", rows)
+    assert plain.shape == sheet.shape
+    assert not np.array_equal(plain, sheet), "the title is drawn"
+
+
+def test_a_sheet_of_nothing_is_refused() -> None:
+    from mmpl.errors import ArgumentError
+
+    with pytest.raises(ArgumentError, match="no storyboard"):
+        storyboard("title", [])
