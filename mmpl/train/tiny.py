@@ -125,7 +125,7 @@ def defaults() -> Defaults:
         solver="unipc",
         steps=16,
         shift=SHIFT,
-        guidance_scale=4.0,
+        guidance_scale=2.5,
         negative_prompt="",
         noise="unit",
         width=SIZE,
