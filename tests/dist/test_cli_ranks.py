@@ -235,7 +235,7 @@ def test_a_rank_out_of_memory_is_named(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     line = words(model, "--ranks", "2", "--schedule", "round_robin")
     code, _, err = Run(tmp_path, *line).end()
-    assert code == 8
+    assert code == 8, err
     said = err.splitlines()[-1]
     assert "rank 1: out of memory; got CUDA out of memory" in said
     assert "make the film smaller, or use --dtype bfloat16" in said
