@@ -141,7 +141,7 @@ def _watch(children: list[_Child], beats: Beats, patience_s: float) -> tuple[int
     running = list(children)
     while running:
         for child in list(running):
-            code = child.process.poll()
+            code = _ended(child)
             if code is None:
                 if child.silent_too_long(beats.read(child.rank), time.monotonic(), patience_s):
                     child.process.kill()
@@ -164,7 +164,7 @@ def _culprit(children: list[_Child], witness: _Child) -> tuple[int, str]:
     end = time.monotonic() + STOP_S
     while time.monotonic() < end:
         for child in children:
-            code = child.process.poll()
+            code = _ended(child)
             if code is None or code in (0, RankError.exit_code):
                 continue
             if child.report.exists():
@@ -172,6 +172,15 @@ def _culprit(children: list[_Child], witness: _Child) -> tuple[int, str]:
             return child.rank, _death(code)
         time.sleep(POLL_S)
     return witness.rank, "lost its connection"
+
+
+def _ended(child: _Child) -> int | None:
+    """The exit code of a process, or the one it reported: what it lost may bring it down
+    altogether after that. None while it runs."""
+    code = child.process.poll()
+    if code and child.report.exists():
+        return int(json.loads(child.report.read_text(encoding="utf-8"))["code"])
+    return code
 
 
 def _death(code: int) -> str:
