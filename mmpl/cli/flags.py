@@ -146,19 +146,6 @@ class _Parser(argparse.ArgumentParser):
         raise ArgumentError(message, todo="see --help")
 
 
-class _Again(argparse.Action):
-    """Adds a text to a list."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), values or ""])
-
-
 class _Once(argparse.Action):
     """Stores a text, and refuses a flag, or two of its names, given twice."""
 
@@ -196,7 +183,7 @@ def _parser(command: Command, values: Mapping[str, Any] | None) -> argparse.Argu
             groups[flag.group].add_argument(
                 f"--{name}",
                 dest=flag.name,
-                action=_Once if flag.join is None else _Again,
+                action=_Once if flag.join is None else "append",
                 nargs="?" if flag.bare is not None else None if flag.metavar else 0,
                 const=flag.bare,
                 metavar=flag.metavar or None,

@@ -91,7 +91,7 @@ def _revised(
         folder, _ = _model_folder(settings)
         return job.film_for(job.request_of(settings, settings["seed"]), folder)
 
-    old, rest = film(record.settings), dict(given)
+    old = film(record.settings)
     if verb == "reroll":
         revision = revise.reroll(old, given)
         rest = {name: value for name, value in given.items() if name not in revise.REROLL}
