@@ -8,7 +8,6 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -119,39 +118,6 @@ def write_png(path: str | os.PathLike[str], image_HWC: Pixels) -> None:
             file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum))
 
     durable.put(path, write)
-
-
-def contact_sheet(
-    frames: Sequence[Pixels],
-    columns: int,
-    *,
-    gap: int = 4,
-    background: tuple[int, int, int] = (0, 0, 0),
-) -> Pixels:
-    """Frames of one size, row by row in `columns` columns with `gap` pixels around each.
-
-    Takes and returns HWC uint8 RGB. Raises `ArgumentError`.
-    """
-    if not frames or columns < 1 or gap < 0:
-        raise ArgumentError(
-            "not a contact sheet",
-            got=f"{len(frames)} frames in {columns} columns, gap {gap}",
-            wanted="at least one frame and one column",
-        )
-    for frame in frames:
-        _check_rgb("frame", frame)
-        if frame.shape != frames[0].shape:
-            raise ArgumentError("frame size", got=frame.shape, wanted=frames[0].shape)
-    height, width, _ = frames[0].shape
-    columns = min(columns, len(frames))
-    rows = -(-len(frames) // columns)
-    size = (gap + rows * (height + gap), gap + columns * (width + gap), 3)
-    sheet = np.full(size, background, dtype=np.uint8)
-    for index, frame in enumerate(frames):
-        row, column = divmod(index, columns)
-        top, left = gap + row * (height + gap), gap + column * (width + gap)
-        sheet[top : top + height, left : left + width] = frame
-    return sheet
 
 
 def _check_rgb(name: str, image: NDArray[Any]) -> None:

@@ -226,23 +226,3 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path):
     assert image.read_image(small, max_pixels=64 * 64).shape == (64, 64, 3)
     with pytest.raises(InputError):
         image.read_image(small, max_pixels=64 * 64 - 1)
-
-
-def test_contact_sheet_puts_every_frame_in_its_place():
-    frames = [np.full((2, 3, 3), 10 * n, np.uint8) for n in range(1, 6)]
-    sheet = image.contact_sheet(frames, 3, gap=1, background=(7, 7, 7))
-    a, b, c, d, e = ([10 * n] * 3 for n in range(1, 6))
-    top, bottom = [7, *a, 7, *b, 7, *c, 7], [7, *d, 7, *e, 7, *([7] * 3), 7]
-    blank = [7] * 13
-    wanted = [blank, top, top, blank, bottom, bottom, blank]
-    for channel in range(3):
-        assert sheet[..., channel].tolist() == wanted
-    assert image.contact_sheet(frames[:1], 3, gap=0).tolist() == frames[0].tolist()
-
-
-def test_contact_sheet_refuses():
-    for frames, columns in (([], 1), ([noise(2, 2, 3)], 0), ([noise(2, 2)], 1)):
-        with pytest.raises(ArgumentError):
-            image.contact_sheet(frames, columns)
-    with pytest.raises(ArgumentError, match="frame size"):
-        image.contact_sheet([noise(2, 2, 3), noise(2, 4, 3)], 1)
