@@ -30,13 +30,14 @@ __all__ = [
 _STAR_INNER = 0.45  # inner over outer radius of the star
 
 
-def caption(spec: ClipSpec, variant: int) -> str:
+def caption(spec: ClipSpec, variant: int, *, backgrounds: float = 0.4) -> str:
     """A caption of the clip; `variant` decides which words are left out and which synonym is used.
 
-    The hue is left out half of the time, so that a film cannot lean on the text for its colour.
+    The hue is left out half of the time, so that a film cannot lean on the text for its colour;
+    the background is named in the share `backgrounds` of captions.
     """
     rng = np.random.default_rng([variant, 1])
-    with_hue, with_size, with_background = rng.random(3) < (0.5, 0.25, 0.4)
+    with_hue, with_size, with_background = rng.random(3) < (0.5, 0.25, backgrounds)
     size = "small" if spec.size < 11.0 else "large" if spec.size > 13.0 else ""
     if spec.growth != 1.0:
         size = ""

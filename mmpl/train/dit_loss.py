@@ -28,6 +28,9 @@ from mmpl.wan.flow import TRAIN_TIMESTEPS, shifted
 from mmpl.wan.text import TextParams, encode_text, text_from_flat, zero_pads
 from mmpl.wan.tokenizer import Tokenizer, clean_prompt
 
+_OWN_STEPS = 3
+_OWN_GUIDANCE = 2.5
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -56,8 +59,10 @@ class Course:
 class DiTTraining:
     """`frames`: latent frames a step, context included. `shift` moves the drawn timesteps towards
     noise, as the sampler's does. `prompt_dropout`: share of samples with an empty prompt.
-    `context_noise`: largest noise on the clean context, relative to the latents' spread, against
-    drift along the chain."""
+    `backgrounds`: share of captions that name the background. Two things stand against drift along
+    the chain: `context_noise`, the largest noise on the clean context, relative to the latents'
+    spread, and `own_seeds`: a plan's seeds are noised as far as up to this quantile of the drawn
+    timesteps and denoised again by the network itself, so that it learns to mend what it does."""
 
     courses: tuple[Course, ...]
     frames: int
@@ -65,6 +70,8 @@ class DiTTraining:
     prompt_dropout: float = 0.1
     context_noise: float = 0.1
     seed: int = 0
+    backgrounds: float = 0.4
+    own_seeds: float = 0.0
 
 
 def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
@@ -152,7 +159,8 @@ def _loss(
         count = max(1, round(task.share * training.frames / frames))
         clips = data.beginnings if task.fresh else data.clips
         chosen = [int(i) for i in rng.integers(len(clips.seeds), size=count)]
-        value = _task_loss(networks, clips, training, lesson, chosen, rng, generator)
+        seeds = _first_group(drawn.layout, lesson) if training.own_seeds > 0 else None
+        value = _task_loss(networks, clips, training, lesson, seeds, chosen, rng, generator)
         losses.append(task.share * value)
         values[task.group.name] = value.item()
     return torch.stack(losses).sum(), values
@@ -163,11 +171,15 @@ def _task_loss(
     clips: LatentClips,
     training: DiTTraining,
     lesson: Lesson,
+    seeds: Lesson | None,
     chosen: list[int],
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the flow on the chosen clips, at a timestep of its own for each."""
+    """Mean squared error of the flow on the chosen clips, at a timestep of its own for each.
+
+    With `seeds`, the pass that makes the context, the context is of the network's own making.
+    """
     z_BCTHW = clips.z_BCTHW[chosen]
     clean_BCTHW = _jittered(
         z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
@@ -177,9 +189,17 @@ def _task_loss(
     noise_BCTHW = torch.randn(target_BCTHW.shape, generator=generator).to(device)
     t_B = shifted(torch.rand(len(chosen), generator=generator), training.shift).to(device)
     captions = [
-        "" if rng.random() < training.prompt_dropout else caption(clips.spec(i), int(variant))
+        ""
+        if rng.random() < training.prompt_dropout
+        else caption(clips.spec(i), int(variant), backgrounds=training.backgrounds)
         for i, variant in zip(chosen, rng.integers(2**31, size=len(chosen)))
     ]
+    if seeds is not None:
+        far_B = shifted(
+            training.own_seeds * torch.rand(len(chosen), generator=generator), training.shift
+        )
+        noise = torch.randn(clean_BCTHW.shape, generator=generator).to(device)
+        clean_BCTHW = _made_again(networks, seeds, clean_BCTHW, noise, far_B.to(device), captions)
     flow_BCTHW = taught_flow(
         networks.dit,
         networks.dit_config,
@@ -191,6 +211,49 @@ def _task_loss(
         engine=networks.engine,
     )
     return F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
+
+
+def _first_group(layout: Layout, lesson: Lesson) -> Lesson | None:
+    """The pass that makes the context of `lesson`, if that is one group made from nothing."""
+    for group in layout.groups:
+        if not group.sees and len(group.frames) > 1 and group.frames == lesson.clean:
+            return lesson_of(layout, [group])
+    return None
+
+
+@torch.no_grad()
+def _made_again(
+    networks: Networks,
+    lesson: Lesson,
+    z_BCTHW: Tensor,
+    noise_BCTHW: Tensor,
+    t_B: Tensor,
+    captions: list[str],
+) -> Tensor:
+    """Frames noised to the timesteps `t_B` in [0, 1] and denoised by the network, guided, in a few
+    steps: with errors of the kind that sampling leaves."""
+    made_BCTHW = torch.lerp(z_BCTHW, noise_BCTHW, t_B.view(-1, 1, 1, 1, 1))
+    context = encode_context(
+        networks.dit,
+        networks.dit_config,
+        encode_captions(networks, [*captions, *[""] * len(captions)]),
+    )
+    for step in range(_OWN_STEPS):
+        t_now_B = t_B * (1 - step / _OWN_STEPS)
+        both_BCTHW = made_BCTHW.repeat(2, 1, 1, 1, 1)
+        flow_BCTHW, unconditional_BCTHW = taught_flow(
+            networks.dit,
+            networks.dit_config,
+            both_BCTHW[:, :, :0],
+            both_BCTHW,
+            (t_now_B * TRAIN_TIMESTEPS).repeat(2)[:, None].expand(-1, len(lesson.noisy)),
+            context,
+            lesson=lesson,
+            engine=networks.engine,
+        ).chunk(2)
+        flow_BCTHW = torch.lerp(unconditional_BCTHW, flow_BCTHW, _OWN_GUIDANCE)
+        made_BCTHW = made_BCTHW - (t_B / _OWN_STEPS).view(-1, 1, 1, 1, 1) * flow_BCTHW
+    return made_BCTHW
 
 
 def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:

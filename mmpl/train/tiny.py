@@ -95,12 +95,14 @@ def vae_stages() -> tuple[Stage[VAETraining], ...]:
 
 def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     """First frames and plans, for what a film shows must be read off the text there; then whole
-    films, text-to-video and image-to-video mixed."""
+    films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
     shares = {"init": 4.0, "second": 0.5, "plan": 3.0}
     films = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
+    shares = {"init": 3.0, "second": 0.5, "plan": 4.0}
+    chains = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
     recipe = Recipe(
         steps=5000,
         learning_rate=2e-3,
@@ -115,6 +117,11 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
             "dit-films",
             DiTTraining(films, frames=192, shift=SHIFT, seed=1),
             replace(recipe, steps=3000, matrix_rate=8e-3),
+        ),
+        Stage(
+            "dit-chains",
+            DiTTraining(chains, frames=192, shift=SHIFT, seed=2, backgrounds=0.65, own_seeds=0.8),
+            replace(recipe, steps=5000, matrix_rate=8e-3),
         ),
     )
 
