@@ -27,8 +27,10 @@ from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_di
 from mmpl.film import runtime
 from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.exchange import LEADER, GroupExchange, agreed
+from mmpl.film.given import Given, check_given, encode_pictures
 from mmpl.film.job import settings_of
 from mmpl.film.measure import measured_costs
+from mmpl.film.pins import Pictures, with_pictures
 from mmpl.film.runtime import (
     Alone,
     Frames,
@@ -58,6 +60,7 @@ __all__ = [
     "Frames",
     "Made",
     "Mesh",
+    "Pinned",
     "Model",
     "Planned",
     "Ranks",
@@ -69,9 +72,11 @@ __all__ = [
     "Store",
     "film_of",
     "generate",
+    "Pictures",
     "job_of",
     "load_model",
     "model_from_state_dicts",
+    "pinned",
     "read_plan",
     "stills",
 ]
@@ -121,6 +126,14 @@ class Ranks:
     on_wait: Callable[[], None] = lambda: None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pinned:
+    """A request, and the latents that its pins name: segment -> latent frame -> z [1, C, H, W]."""
+
+    request: Request
+    given: Given
+
+
 _DECODE_SHARE = 0.05  # of a segment's denoising, which its decode takes
 _HAND_OVER_SHARE = _DECODE_SHARE / 4  # a quarter of the frames
 
@@ -139,7 +152,7 @@ def film_of(model: Model, request: Request) -> Film:
 
 def generate(
     model: Model,
-    request: Request,
+    request: Request | Pinned,
     *,
     attention: str = "auto",
     ranks: Ranks | None = None,
@@ -162,13 +175,15 @@ def generate(
     Raises ArgumentError for a request that cannot be, NumericError for latents that are not
     finite, RankError when another rank is gone. The caller may stop between any two events.
     """
-    film = film_of(model, request)
+    wanted = request if isinstance(request, Pinned) else Pinned(request, {})
+    film = film_of(model, wanted.request)
     mesh = Mesh(1) if ranks is None else ranks.mesh or Mesh(dist.get_world_size(ranks.group))
     team = ALONE
     if ranks is not None:
         branches = 1 if film.guidance_scale == 1.0 else 2
         team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
-    studio, attention = _studio(model, film, attention, team)
+    check_given(film, wanted.given)
+    studio, attention = _studio(model, film, attention, team, wanted.given)
     yield Started(film, attention)
 
     work = film.work
@@ -190,6 +205,16 @@ def generate(
                     yield from plans.enter(event.task, event.z_BCTHW)
             case Frames():
                 yield from reel.enter(event)
+
+
+def pinned(model: Model, request: Request, pictures: Pictures) -> Pinned:
+    """The request with `pictures` in its film, and their latents, for `generate`.
+
+    Raises ArgumentError for pixels of another size and moments outside the film.
+    """
+    request = with_pictures(request, film_of(model, request), pictures, model.defaults.layout_i2v)
+    film = film_of(model, request)
+    return Pinned(request, encode_pictures(model.vae, model.vae_config, film, pictures))
 
 
 def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
@@ -272,7 +297,9 @@ def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.
         yield event
 
 
-def _studio(model: Model, film: Film, attention: str, team: Team) -> tuple[Studio, str]:
+def _studio(
+    model: Model, film: Film, attention: str, team: Team, given: Given
+) -> tuple[Studio, str]:
     """The model made ready for one film, and the attention backend that was taken."""
     device = model.dit.head.head.weight.device
     compute = natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
@@ -293,6 +320,10 @@ def _studio(model: Model, film: Film, attention: str, team: Team) -> tuple[Studi
         model.vae_config,
         latent_shape,
         device,
+        {
+            segment: {frame: z_BCHW.to(device) for frame, z_BCHW in latents.items()}
+            for segment, latents in given.items()
+        },
     )
     return studio, attention
 

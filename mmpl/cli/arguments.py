@@ -29,6 +29,7 @@ _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FILM, SAMPLING, PLANNING = "film", "sampling", "planning"
 MODEL, RANKS = "model", "several processes for one film"
 FILES, DRY = "files", "prediction"
+FITS = ("cover", "letterbox")
 LINKS = ("nvlink", "pcie")
 JOB_GROUPS = (FILM, SAMPLING, PLANNING, MODEL, MACHINE)  # what a job file can hold
 
@@ -145,6 +146,23 @@ FLAGS = (
         "segment_seeds", FILM, "LIST", "other seeds for single segments, as in #3:77,#5:8",
     ),
     Flag("segment", FILM, "N", "which segment to roll again, for reroll", **_WHOLE),
+    Flag(
+        "keep_tail", FILM, "", "with reroll: the segment ends as it did, so that no other changes",
+    ),
+    Flag("image", FILM, "PICTURE", "the film begins with this: PNG, JPEG or WebP"),
+    Flag(
+        "keyframe", FILM, "PICTURE@TIME", "this is seen at that time, as in still.png@12.5s; again "
+        "and again for more", join="\n".join,
+    ),
+    Flag("last_frame", FILM, "PICTURE", "the film ends with this"),
+    Flag("video", FILM, "CLIP", "the film goes on from the end of this clip, and is added to it"),
+    Flag("only_new", FILM, "", "with --video: write what is added, without the clip"),
+    Flag(
+        "fit", FILM, "HOW", "pictures of other proportions are cut or framed: " + ", ".join(FITS),
+        **one_of(*FITS), default="cover",
+    ),
+    Flag("given", FILM, "LIST", "", hidden=True),  # in job files: digests of given pictures
+    Flag("lead", FILM, "N", "", **_WHOLE, hidden=True),  # and frames of the clip before
     Flag(
         "steps", SAMPLING, "N", "denoising steps of each group", **_WHOLE, default="{steps}",
         aliases=("sample_steps", "num_inference_steps"),

@@ -28,7 +28,7 @@ class Flag:
     `metavar` is empty for a switch. `default` is shown in the help; entries of the values given
     to `help_text` in braces are filled in. `bare` is the value of a flag given without one. A
     `positional` one is given without its name, always. `join` makes one text of several, for a
-    flag that may be given again and again.
+    flag that may be given again and again. A `hidden` one is for job files and not in the help.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Flag:
     bare: str | None = None
     positional: bool = False
     join: Callable[[Sequence[str]], str] | None = None
+    hidden: bool = False
 
     def value(self, text: str) -> Any:
         """What `text` means. Raises ArgumentError."""
@@ -179,7 +180,8 @@ def _parser(command: Command, values: Mapping[str, Any] | None) -> argparse.Argu
             groups[flag.group].add_argument(flag.name, metavar=flag.metavar, help=text)
             continue
         for name in (flag.name, *flag.aliases):
-            shown = _described(flag, values) if name == flag.name else argparse.SUPPRESS
+            in_help = name == flag.name and not flag.hidden
+            shown = _described(flag, values) if in_help else argparse.SUPPRESS
             groups[flag.group].add_argument(
                 f"--{name}",
                 dest=flag.name,
@@ -214,7 +216,8 @@ def _with_underscores(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse(command: Command, rest: list[str]) -> NoReturn:
-    known = [name for flag in command.flags for name in (flag.name, *flag.aliases)]
+    shown = [flag for flag in command.flags if not flag.hidden]
+    known = [name for flag in shown for name in (flag.name, *flag.aliases)]
     flags = [word for word in rest if word.startswith("-")]
     if not flags:
         raise ArgumentError(

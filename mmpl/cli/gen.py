@@ -20,7 +20,7 @@ from typing import Any
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, flags, job
+from mmpl.cli import arguments, flags, job, pictures
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
 from mmpl.cli.order import Order
@@ -28,6 +28,7 @@ from mmpl.cli.place import Place, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError
 from mmpl.film.job import JOB_FILE, STORYBOARD
+from mmpl.film.pins import with_pictures
 from mmpl.film.settings import Film
 from mmpl.media.durable import check_writable
 from mmpl.train.grammar import unknown_words
@@ -65,6 +66,8 @@ def _command(argv: list[str], console: Console) -> int:
         given = {"job_dir": subject, **given}
     elif "segment" in given:
         raise ArgumentError("--segment belongs to reroll", got=verb or "no verb")
+    if "keep_tail" in given and verb != "reroll":
+        raise ArgumentError("--keep_tail belongs to reroll", got=verb or "no verb")
     config = subject if verb in GO_ON else given.get("config")
     record = job.Record({}, {}, {}) if config is None else job.read_record(config)
     if verb in GO_ON and record.output is not None:
@@ -72,7 +75,8 @@ def _command(argv: list[str], console: Console) -> int:
     if verb in REVISE:
         given = _revised(verb, record, given, console)
         argv = ["resume", subject, *_flags_again(words)]
-    settings = {**job.merge(given, record.settings), **(here.settings if here else {})}
+    recorded = pictures.settings_of(record, given, goes_on=verb in GO_ON)
+    settings = {**job.merge(given, recorded), **(here.settings if here else {})}
     if "examples" in given:
         _print_examples(settings, console)
         return 0
@@ -93,7 +97,7 @@ def _revised(
 
     old = film(record.settings)
     if verb == "reroll":
-        revision = revise.reroll(old, given)
+        revision = revise.reroll(old, given, Path(given["job_dir"]))
         rest = {name: value for name, value in given.items() if name not in revise.REROLL}
     else:
         revision = revise.extend(old, film(job.merge(given, record.settings)))
@@ -153,7 +157,7 @@ def _make(
     if here is None:
         settings = {"job_dir": f"{settings.get('output', OUTPUT)}.job", **settings}
     settings = job.resumed(settings)
-    order = _order(settings, record, here)
+    order = _order(settings, record, here, console)
     speaks = here is None or here.speaks
     if speaks and not order.only_plan and _is_complete(order, settings, console):
         print_result(order.output)
@@ -181,7 +185,9 @@ def _make(
     return 0
 
 
-def _order(settings: Mapping[str, Any], record: job.Record, here: Place | None) -> Order:
+def _order(
+    settings: Mapping[str, Any], record: job.Record, here: Place | None, console: Console
+) -> Order:
     """What is to be made, checked as far as can be before anything is loaded or written."""
     from mmpl.cli import parallel
     from mmpl.media.video import check_size
@@ -189,13 +195,24 @@ def _order(settings: Mapping[str, Any], record: job.Record, here: Place | None) 
     output = settings.get("output", OUTPUT)
     request = job.request_of(settings, _seed(settings, here))
     folder, model = _model_folder(settings)
-    film = job.film_for(request, folder)
+    film, seen = job.film_for(request, folder), None
     check_size(film.width, film.height)
+    inputs = pictures.named({**record.inputs, **settings})
+    if pictures.named(settings):
+        seen, landings = pictures.load(inputs, film)
+        request = with_pictures(request, film, seen, folder.defaults.layout_i2v)
+        pictures.require_recorded(request.given, settings.get("given"), inputs)
+        film = job.film_for(request, folder)
+        for line in landings:
+            console.say(line)
     if settings["only_plan"] and "job_dir" not in settings:
         raise ArgumentError("a storyboard needs a job folder", todo="give --job_dir")
     return Order(
         request=request,
         film=film,
+        inputs=inputs,
+        pictures=seen,
+        clip=pictures.clip_of(inputs, film),
         folder=folder,
         model=model,
         machine=_machine(settings),
@@ -221,7 +238,8 @@ def _is_complete(order: Order, settings: Mapping[str, Any], console: Console) ->
         )
     if not exists or "overwrite" in settings:
         return False
-    made = job.require_made(order.output, order.film, order.folder, settings)
+    before = order.clip.frames if order.clip is not None else 0
+    made = job.require_made(order.output, order.film, before, order.folder, settings)
     console.say(
         f"{printable(order.output)} is complete already, with these settings and seed "
         f"{made.settings.get('seed')}; another --seed or --output makes another film, "

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ LENGTHS = ("duration", "num_frames", "segments")
 @dataclass(frozen=True, slots=True)
 class Record:
     """A job file: its settings, those that name the model included, the digests of the weights a
-    film was made with, and where it is to be written, as far as they are known."""
+    film was made with, where it is to be written, and the flags that name the pictures it was
+    made from, as far as they are known."""
 
     settings: Settings
     weights: Mapping[str, Any]
     files: Mapping[str, Any]
     output: str | None = None
+    inputs: Settings = field(default_factory=dict)
 
 
 def read_record(path: str) -> Record:
@@ -64,8 +66,20 @@ def read_record(path: str) -> Record:
     else:
         content = read_json(Path(path, JOB_FILE) if os.path.isdir(path) else Path(path))
     settings = _table(content, "settings", content, path)
+    values = _values({**settings, **_table(content, "model", {}, path)}, path)
+    return Record(
+        values,
+        _table(content, "weights", {}, path),
+        _table(content, "files", {}, path),
+        output if isinstance(output := content.get("output"), str) else None,
+        _values(_table(content, "inputs", {}, path), path),
+    )
+
+
+def _values(table: Settings, path: str) -> dict[str, Any]:
+    """The values of a table of a job file, each read as the flag of its name."""
     texts = {}
-    for name, value in {**settings, **_table(content, "model", {}, path)}.items():
+    for name, value in table.items():
         flag = BY_NAME.get(name)
         if flag is None or flag.group not in JOB_GROUPS:
             raise InputError(
@@ -79,12 +93,7 @@ def read_record(path: str) -> Record:
                 f"{name} is neither a text nor a number", where=path, got=ascii(value)[:60]
             )
         texts[name] = str(value)
-    return Record(
-        read_values(texts),
-        _table(content, "weights", {}, path),
-        _table(content, "files", {}, path),
-        output if isinstance(output := content.get("output"), str) else None,
-    )
+    return read_values(texts)
 
 
 def merge(given: Settings, recorded: Settings) -> Settings:
@@ -180,8 +189,9 @@ def request_of(settings: Settings, seed: int) -> Request:
             "no prompt", wanted='--prompt "..."', todo="--examples lists prompts that work"
         )
     same = (
-        "prompt", "cut", "segment_seeds", "negative_prompt", "segments", "width", "height", "fps",
-        "steps", "shift", "guidance_scale", "solver", "seeding", "noise", "alpha", "beta", "layout",
+        "prompt", "cut", "segment_seeds", "given", "lead", "negative_prompt", "segments", "width",
+        "height", "fps", "steps", "shift", "guidance_scale", "solver", "seeding", "noise", "alpha",
+        "beta", "layout",
     )  # fmt: skip
     return Request(
         seed=seed,
@@ -210,8 +220,10 @@ def file_sizes(folder: ModelFolder) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_made(path: str, film: Film, folder: ModelFolder, given: Settings) -> Record:
-    """The settings of the file at `path`, which is this very film, whole.
+def require_made(
+    path: str, film: Film, before: int, folder: ModelFolder, given: Settings
+) -> Record:
+    """The settings of the file at `path`, which is this very film, whole, after `before` frames.
 
     Raises ArgumentError that says what it is instead. A seed or a setting of the machine counts
     only where it is `given`.
@@ -238,7 +250,7 @@ def require_made(path: str, film: Film, folder: ModelFolder, given: Settings) ->
             todo=todo,
         )
     try:
-        verify(path, film.frames, film.width, film.height)
+        verify(path, before + film.frames, film.width, film.height)
     except OutputError as error:
         raise ArgumentError(
             "the output exists and is this film, but damaged", where=path, todo=todo
@@ -257,10 +269,13 @@ def command(film: Film, defaults: Defaults, rest: Settings, output: str) -> str:
         )
     )
     values = settings_of(film)
+    for name in ("given", "lead"):  # the pictures say so, which are in `rest`
+        del values[name]
     keep = {n: v for n, v in values.items() if n in ("prompt", "seed") or v != plain[n]}
     words: list[str] = []
     for name, value in {**keep, **rest, "output": output}.items():
-        words += [f"--{name}", str(value)]
+        for text in str(value).splitlines() if name == "keyframe" else [str(value)]:
+            words += [f"--{name}", *([text] if BY_NAME[name].metavar else [])]
     return " ".join(_quoted(word) for word in words)
 
 

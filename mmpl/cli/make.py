@@ -19,16 +19,22 @@ from mmpl import __version__
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
 from mmpl.cli.order import Order
+from mmpl.cli.pictures import absolute, require_recorded
+from mmpl.cli.pictures import load as load_pictures
 from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
 from mmpl.cli.shell import Console
 from mmpl.cli.storyboard import Sheet
 from mmpl.errors import ArgumentError
+from mmpl.film.given import Given, encode_pictures
+from mmpl.film.given_file import read_given, write_given
 from mmpl.film.job import is_begun, settings_of
+from mmpl.film.pins import pins_text, with_pictures
 from mmpl.generate import (
     Event,
     Frames,
     Model,
+    Pinned,
     Planned,
     Resumed,
     Started,
@@ -55,7 +61,10 @@ def make(order: Order, console: Console) -> None:
         assert order.job_dir is not None
         console.say(f"  next     {order.program} resume {shlex.quote(order.job_dir)}")
         return
-    again = command(order.film, order.folder.defaults, {**order.model, **engine}, order.output)
+    again = f"resume {shlex.quote(order.job_dir or '')} --overwrite"
+    if not any(pin.is_kept for pin in order.film.pins):  # those are in the job folder alone
+        named = {**order.inputs, **order.model, **engine}
+        again = command(order.film, order.folder.defaults, named, order.output)
     on_gpu = engine["device"] != "cpu"
     console.say(
         summary(
@@ -89,7 +98,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
         store = Store(order.job_dir, job_of(model, order.film, attention), _notes(order))
     events = generate(
         model,
-        order.request,
+        Pinned(order.request, _given(order, model)),
         attention=attention,
         ranks=None if crew is None else crew.join(model, order.film, order.mesh),
         mode=order.schedule.get("schedule", "adaptive"),
@@ -128,6 +137,24 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     return {"load": loaded} | progress.meter.seconds, engine
 
 
+def _given(order: Order, model: Model) -> Given:
+    """The given latents of the film: those in the job folder, else encoded and kept there."""
+    film, folder = order.film, Path(order.job_dir) if order.job_dir is not None else None
+    arrays = read_given(folder, film.pins) if folder is not None else {}
+    given: dict[int, dict[int, torch.Tensor]] = {}
+    if len(arrays) < len(film.pins):
+        found = order.pictures or load_pictures(order.inputs, film)[0]
+        request = with_pictures(order.request, film, found, film.layout.name)
+        require_recorded(request.given, pins_text(film.pins), order.inputs)
+        given = encode_pictures(model.vae, model.vae_config, film, found)
+        if folder is not None and order.leads:
+            named = {pin: given[pin.segment][pin.latent].cpu().numpy() for pin in film.pins}
+            write_given(folder, named)
+    for pin, z_BCHW in arrays.items():
+        given.setdefault(pin.segment, {})[pin.latent] = torch.from_numpy(z_BCHW)
+    return given
+
+
 def _seen(
     order: Order,
     events: Iterator[Event],
@@ -155,6 +182,8 @@ def _write(
 ) -> None:
     film = order.film
     with VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata) as writer:
+        for frame_HWC in order.clip.read() if order.clip is not None else ():
+            writer.write(frame_HWC[None])
         for event in events:
             if isinstance(event, Frames):
                 writer.write(event.pixels_FHWC)
@@ -168,6 +197,7 @@ def _notes(order: Order) -> dict[str, Any]:
         "model": {name: os.path.abspath(path) for name, path in order.model.items()},
         "files": file_sizes(order.folder),
         "output": os.path.abspath(order.output),
+        "inputs": absolute(order.inputs),
     }
 
 
@@ -185,6 +215,7 @@ def _metadata(order: Order, model: Model, engine: Mapping[str, Any]) -> dict[str
     return {
         "settings": {**settings_of(order.film), **engine},
         "model": dict(order.model),
+        "inputs": dict(order.inputs),
         "weights": dict(model.digests),
         "files": file_sizes(order.folder),
         "versions": {

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
+from mmpl.cli.pictures import Clip
 from mmpl.cli.place import Place
+from mmpl.film.pins import Pictures
 from mmpl.film.settings import Film, Request
 from mmpl.layout.mesh import Mesh
 
@@ -16,14 +18,19 @@ from mmpl.layout.mesh import Mesh
 class Order:
     """A film to make, all of it checked as far as can be without torch.
 
-    `model` holds the flags model_path and checkpoint as given, `machine` device, dtype, attention
-    and threads as wanted. `only_plan`: its storyboard alone. `weights` are the digests of the film
-    that a job file is about. `program` is the command as it was typed. `schedule` holds the flags
-    schedule and order as given. `place`: which of several processes this is, in which `mesh`.
+    `inputs` are the flags that name pictures, `pictures` what they hold (None where a job folder
+    does), and `clip` is written before the film. `model` holds the flags model_path and checkpoint
+    as given, `machine` device, dtype, attention and threads as wanted. `only_plan`: its storyboard
+    alone. `weights` are the digests of the film that a job file is about. `program` is the command
+    as it was typed. `schedule` holds the flags schedule and order as given. `place`: which of
+    several processes this is, in which `mesh`.
     """
 
     request: Request
     film: Film
+    inputs: Mapping[str, Any]
+    pictures: Pictures | None
+    clip: Clip | None
     folder: ModelFolder
     model: Mapping[str, str]
     machine: Mapping[str, Any]

@@ -5,22 +5,30 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmpl.cli.job import RANDOM_SEEDS
 from mmpl.errors import ArgumentError
+from mmpl.film.given_file import read_given, write_given
 from mmpl.film.job import Revision
+from mmpl.film.pins import Pin, kept_pin, pins_text
 from mmpl.film.script import Cue, script_text, seeds_text
 from mmpl.film.settings import LARGEST_SEED, Film
+from mmpl.layout.work import Task
 
-REROLL = ("segment", "seed", "prompt")  # flags that say what to change
+REROLL = ("segment", "keep_tail", "seed", "prompt")  # flags that say what to change
 
 
-def reroll(film: Film, given: Mapping[str, Any]) -> Revision:
+def reroll(film: Film, given: Mapping[str, Any], folder: Path) -> Revision:
     """Segment `given["segment"]`, counted from 1, with another seed and perhaps another prompt.
 
     Segments after it start from what it ends with, so they are made again too, up to the next
-    cut; their noise and prompts stay. Raises ArgumentError.
+    cut; their noise and prompts stay. With `keep_tail` it ends as it did in the job folder, and
+    they stay. Raises ArgumentError, and InputError if there is no end to keep.
     """
     number = given.get("segment")
     if number is None or not 1 <= number <= film.segments:
@@ -40,7 +48,29 @@ def reroll(film: Film, given: Mapping[str, Any]) -> Revision:
     if "prompt" in given:
         changed["prompt"] = script_text(_with_prompt(film, segment, given["prompt"]))
     end = next((cut for cut in film.cuts if cut > segment), film.segments)
-    return Revision(changed, range(segment, end))
+    if "keep_tail" in given and segment + 1 < end:
+        kept = _tail(film, segment, folder)
+        pins = [pin for pin in film.pins if pin.segment != segment or pin.latent not in kept]
+        arrays = {**read_given(folder, pins), **{pin: z for pin, z in kept.values()}}
+        changed["given"] = pins_text(arrays)
+        return Revision(changed, range(segment, segment + 1), lambda: write_given(folder, arrays))
+    segments = range(segment, end)
+    pins = [pin for pin in film.pins if not (pin.is_kept and pin.segment in segments)]
+    return Revision({**changed, "given": pins_text(pins)}, segments)
+
+
+def _tail(film: Film, segment: int, folder: Path) -> dict[int, tuple[Pin, NDArray[np.float32]]]:
+    """The keyframes that the next segment starts from, by latent frame."""
+    from mmpl.film.store import Store  # torch comes with it
+
+    tail, store = film.chain.handover[1:], Store(folder)
+    found = {}
+    for frame in dict.fromkeys(tail):
+        group = film.layout.group_of(frame)
+        z_BCTHW = store.get(Task(segment, "make", group.name))
+        z_BCHW = z_BCTHW[:, :, group.frames.index(frame)].float().numpy()
+        found[frame] = kept_pin(segment, frame, z_BCHW), z_BCHW
+    return found
 
 
 def extend(old: Film, new: Film) -> Revision:

@@ -107,7 +107,10 @@ def _command(argv: list[str], console: Console) -> int:
         blueprint = replace(blueprint, dit_stages=(*earlier, last))
     engine = DEFAULT_ENGINE
     if "compile" in given:  # once for every group that a step teaches, each of its own shape
-        engine = Engine(block_fn=torch.compile(block, dynamic=False, recompile_limit=32))
+        block_fn = torch.compile(  # pyright: ignore[reportCallIssue]  its overloads lag behind
+            block, dynamic=False, recompile_limit=32
+        )
+        engine = Engine(block_fn=block_fn)
     for stage in stages:
         if stage == "vae":
             for name, progress in pipeline.train_vae(blueprint, runs, device=device):

@@ -101,12 +101,15 @@ def open_context(
     return Context(slots, tuple(branches))
 
 
-def reset(context: Context, texts: tuple[CrossKV, ...] | None = None) -> Context:
+def reset(
+    context: Context, texts: tuple[CrossKV, ...] | None = None, layout: Layout | None = None
+) -> Context:
     """The same storage with nothing committed: the context of the next segment. Its branches read
-    `texts`, where these are given, in place of their own."""
+    `texts` and its frames are those of `layout`, where these are given, in place of their own."""
     texts = texts or tuple(branch.context for branch in context.branches)
     return replace(
         context,
+        slots=context.slots if layout is None else slot_plan(layout),
         branches=tuple(
             Branch(text, kv_reset(branch.cache))
             for text, branch in zip(texts, context.branches, strict=True)

@@ -182,7 +182,7 @@ class GroupExchange:
                 self._latents[peer].put(tensor)
             else:
                 segment = message.frames_of
-                first = self._film.chain.step * segment + self._film.kept(segment)[0]
+                first = self._film.first_frame(segment)
                 self._arrived.put(Frames(segment, first, tensor.numpy()))
 
     def _wait(self, source: queue.SimpleQueue[T | RankError]) -> T:

@@ -8,18 +8,20 @@ anything is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmpl.errors import ResumeError
+from mmpl.film.pins import pins_text
 from mmpl.film.script import cuts_text, seeds_text
 from mmpl.film.settings import Film
 from mmpl.layout.work import SEEDS
 from mmpl.media import durable
 
 JOB_FILE = "job.json"
+GIVEN_FILE = "given.safetensors"
 STORYBOARD, KEYFRAMES = "storyboard.png", "keyframes"
 FINISHED = "segment_*.safetensors"  # one file a task
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
@@ -29,10 +31,11 @@ _SHORT = 40
 @dataclass(frozen=True, slots=True)
 class Revision:
     """A job changed on purpose: its new settings, by name, and the segments, from 0, that have to
-    be made again."""
+    be made again. `prepare` writes what they are made from, before anything else changes."""
 
     settings: Mapping[str, Any]
     segments: range
+    prepare: Callable[[], None] = lambda: None
 
 
 def settings_of(film: Film) -> dict[str, Any]:
@@ -47,6 +50,8 @@ def settings_of(film: Film) -> dict[str, Any]:
         "layout": film.layout.name,
         "cut": cuts_text(film.cuts),
         "segment_seeds": seeds_text(film.segment_seeds),
+        "given": pins_text(film.pins),
+        "lead": film.lead,
     }
 
 
@@ -82,7 +87,7 @@ def is_begun(folder: Path) -> bool:
 def start_over(folder: Path) -> None:
     """Removes what a job folder holds of its film, and nothing else; the job itself first."""
     (folder / JOB_FILE).unlink(missing_ok=True)
-    mine = [*folder.glob(FINISHED), folder / STORYBOARD]
+    mine = [*folder.glob(FINISHED), folder / STORYBOARD, folder / GIVEN_FILE]
     mine += (folder / KEYFRAMES).glob("segment_*.png")
     for path in mine:
         path.unlink(missing_ok=True)
@@ -96,6 +101,7 @@ def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
 def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
     is interrupted, the folder is that of one of the two, whole."""
+    revision.prepare()
     stale = [folder / STORYBOARD]
     for segment in revision.segments:
         names = [*folder.glob(f"segment_{segment + 1:04d}.*.safetensors")]

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.errors import NumericError, SchedulingError
-from mmpl.film.denoise import Context, Network, Sampler, reset
-from mmpl.film.segment import Latents, Step, group_noise, hand_over, make_group, stack
+from mmpl.film.denoise import Context, Network, Sampler, commit, reset
+from mmpl.film.segment import Latents, Step, group_noise, hand_over, make_group, refreshed, stack
 from mmpl.film.settings import Film
+from mmpl.layout.given import GIVEN, with_given
+from mmpl.layout.layout import Layout
 from mmpl.layout.schedule import Operation, Schedule
 from mmpl.layout.work import SEEDS, Task
 from mmpl.media.video import to_uint8
@@ -34,7 +36,8 @@ from mmpl.wan.dit import CrossKV
 class Studio:
     """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
     the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
-    (channels, rows, columns)."""
+    (channels, rows, columns). `given`: for each segment with pins its latents that are not made.
+    """
 
     film: Film
     network: Network
@@ -45,6 +48,11 @@ class Studio:
     vae_config: VAEConfig
     latent_shape: tuple[int, int, int]
     device: torch.device
+    given: Mapping[int, Latents]
+
+    def layout_of(self, segment: int) -> Layout:
+        """The layout of a segment, with what is given in it."""
+        return with_given(self.film.layout, self.given.get(segment, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +176,7 @@ def _carry_out(
                 yield from _decoded(studio, task, latents)
             elif operation.kind == "make":
                 if segment != inside:
-                    texts = studio.texts[studio.film.cue(segment)]
-                    context, inside = reset(context, texts), segment
+                    context, inside = _open_segment(studio, context, segment), segment
                 z_BCTHW, context = yield from _make(studio, operation, context, latents)
             elif operation.kind == "hand_over":
                 z_BCTHW = _hand_over(studio, segment, latents)
@@ -192,7 +199,7 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
             video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, state)
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
-            first = film.chain.step * segment + max(start, frame)
+            first = film.first_frame(segment) + max(0, frame - start)
             yield Frames(segment, first, to_uint8(kept_CFHW))
         frame += video_BCFHW.shape[2]
 
@@ -252,26 +259,46 @@ class _Decoder:
                     self._events.put(error)
 
 
+def _open_segment(studio: Studio, context: Context, segment: int) -> Context:
+    """The storage of `context` with nothing in it but what is given in the segment."""
+    layout = studio.layout_of(segment)
+    context = reset(context, studio.texts[studio.film.cue(segment)], layout)
+    if layout is studio.film.layout:
+        return context
+    given = layout.group(GIVEN)
+    z_BCTHW = stack(studio.given[segment], given.frames)
+    return commit(studio.network, context, given, z_BCTHW)
+
+
 def _make(
     studio: Studio, operation: Operation, context: Context, latents: Latents
 ) -> Generator[Progress, None, tuple[Tensor, Context]]:
+    """The latents of a group, given ones among them as they are, and the context it leaves."""
     film, segment = studio.film, operation.segment
-    group = film.layout.group(operation.group)
+    whole, given = film.layout.group(operation.group), studio.given.get(segment, {})
+    layout = studio.layout_of(segment)
+    if set(whole.frames) <= given.keys():
+        context = refreshed(studio.network, layout, operation.refresh, context, latents)
+        return stack(given, whole.frames), context
+    group = layout.group(operation.group)
+    noise_BCTHW = group_noise(film, segment, whole, studio.latent_shape, studio.device)
     making = make_group(
         studio.network,
-        film.layout,
+        layout,
         group,
         operation.refresh,
         context,
         latents,
-        group_noise(film, segment, group, studio.latent_shape, studio.device),
+        noise_BCTHW[:, :, [whole.frames.index(frame) for frame in group.frames]],
         studio.sampler,
     )
     try:
         while True:
             yield Progress(segment, next(making))
     except StopIteration as end:
-        return end.value
+        made_BCTHW, context = end.value
+        made = {**given, **dict(zip(group.frames, made_BCTHW.unbind(2), strict=True))}
+        return stack(made, whole.frames), context
     except NumericError as error:
         raise _of_segment(error, segment) from error
 

@@ -49,15 +49,23 @@ def make_group(
     `context` holds, they are all that the group attends to. So a context made here, elsewhere or
     earlier gives the same bits. `noise_BCTHW`: what the group starts from. Raises NumericError.
     """
-    for name in refresh:
-        seen = layout.group(name)
-        context = commit(network, context, seen, stack(latents, seen.frames))
+    context = refreshed(network, layout, refresh, context, latents)
     made = denoise(network, context, group, noise_BCTHW, sampler)
     try:
         while True:
             yield Step(group.name, next(made), len(sampler.schedule.timesteps))
     except StopIteration as end:
         return end.value, context
+
+
+def refreshed(
+    network: Network, layout: Layout, groups: Iterable[str], context: Context, latents: Latents
+) -> Context:
+    """`context` after the clean passes of `groups`, by name, from `latents`."""
+    for name in groups:
+        seen = layout.group(name)
+        context = commit(network, context, seen, stack(latents, seen.frames))
+    return context
 
 
 def group_noise(

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
+from mmpl.film.pins import Pin, read_pins
 from mmpl.film.script import Cue, read_cuts, read_script, read_seeds, script_text
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
@@ -42,15 +43,19 @@ class Request:
     """What a user asks for. None means: as the model's defaults say.
 
     `prompt` may be a script, `cut` says where segments begin without the frames before, and
-    `segment_seeds` which have a seed of their own: all are texts of `mmpl.film.script`. Give at
-    most one of `duration_s`, `frames` (pixel frames) and `segments`. `layout` is a name of
-    `mmpl.layout.presets`. Raises nothing itself: `resolve` checks.
+    `segment_seeds` which have a seed of their own: all are texts of `mmpl.film.script`. `given`
+    are the latent frames that pictures are pinned to, a text of `mmpl.film.pins`, and of the first
+    segment `lead` pixel frames repeat the end of a clip that the film goes on from: see
+    `mmpl.film.given`. Give at most one of `duration_s`, `frames` (pixel frames) and `segments`.
+    `layout` is a name of `mmpl.layout.presets`. Raises nothing itself: `resolve` checks.
     """
 
     prompt: str
     seed: int
     cut: str = ""
     segment_seeds: str = ""
+    given: str = ""
+    lead: int = 0
     negative_prompt: str | None = None
     duration_s: float | None = None
     frames: int | None = None
@@ -74,12 +79,15 @@ class Film:
     """A film in full: every number that its latents depend on, but for the weights.
 
     `cuts`: the segments, from 0, that begin with a hard cut. `segment_seeds`: (segment, seed) of
-    those whose noise has a seed of its own.
+    those whose noise has a seed of its own. `frames`: pixel frames that it shows, after the `lead`
+    of its first segment, which repeats the end of a clip.
     """
 
     script: tuple[Cue, ...]
     cuts: tuple[int, ...]
     segment_seeds: tuple[tuple[int, int], ...]
+    pins: tuple[Pin, ...]
+    lead: int
     negative_prompt: str
     seed: int
     frames: int
@@ -99,7 +107,12 @@ class Film:
 
     @property
     def segments(self) -> int:
-        return segments_for(self.chain, self.frames)
+        return segments_for(self.chain, self.made_frames)
+
+    @property
+    def made_frames(self) -> int:
+        """Pixel frames that its segments make, the lead among them."""
+        return self.lead + self.frames
 
     @property
     def prompt(self) -> str:
@@ -117,26 +130,35 @@ class Film:
     @property
     def work(self) -> Work:
         """All there is to do for it."""
-        return film_work(self.layout, self.chain, self.frames, self.cuts)
+        return film_work(self.layout, self.chain, self.made_frames, self.cuts)
 
     def planning(self, segment: int) -> tuple[Group, ...]:
         """The groups whose frames the next segment's seeds are made from, in layout order.
 
         The last segment plans the same groups, as far as its kept frames need them.
         """
-        return planning_of(self.layout, self.chain, self.frames, segment)
+        return planning_of(self.layout, self.chain, self.made_frames, segment)
 
     def populating(self, segment: int) -> tuple[Group, ...]:
         """The other groups that some kept frame of the segment needs, in layout order."""
-        return populating_of(self.layout, self.chain, self.frames, segment)
+        return populating_of(self.layout, self.chain, self.made_frames, segment)
 
     def groups(self, segment: int) -> tuple[Group, ...]:
         """Every group of the segment that has to run, in layout order."""
-        return groups_of(self.layout, self.chain, self.frames, segment)
+        return groups_of(self.layout, self.chain, self.made_frames, segment)
 
     def kept(self, segment: int) -> tuple[int, int]:
         """Half-open range of the segment's own pixel frames that the film shows."""
-        return kept_frames(self.chain, segment, self.frames)
+        start, stop = kept_frames(self.chain, segment, self.made_frames)
+        return max(start, 0 if segment else self.lead), stop
+
+    def first_frame(self, segment: int) -> int:
+        """The first film frame that the segment shows."""
+        return self.chain.step * segment + self.kept(segment)[0] - self.lead
+
+    def given(self, segment: int) -> tuple[int, ...]:
+        """The latent frames of the segment that are given, ascending."""
+        return tuple(pin.latent for pin in self.pins if pin.segment == segment)
 
 
 def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel_step: int) -> Film:
@@ -150,10 +172,13 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
     layout = by_name(request.layout or defaults.layout_t2v)
     chain = chain_of(layout, seeding=request.seeding, temporal_stride=temporal_stride)
     frames, fps = _frames(request, defaults, chain), _given(request.fps, defaults.fps)
+    made = _whole("lead", request.lead, 0, chain.overlap) + frames
     film = Film(
-        script=read_script(request.prompt, chain, frames, fps),
-        cuts=read_cuts(request.cut, chain, frames, fps),
-        segment_seeds=read_seeds(request.segment_seeds, chain, frames, fps),
+        script=read_script(request.prompt, chain, made, fps),
+        cuts=read_cuts(request.cut, chain, made, fps),
+        segment_seeds=read_seeds(request.segment_seeds, chain, made, fps),
+        pins=read_pins(request.given, chain, made),
+        lead=request.lead,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
         seed=request.seed,
         frames=frames,

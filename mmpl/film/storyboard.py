@@ -90,8 +90,9 @@ def stills_of(
     """
     chain, segment = film.chain, planned.segment
     for latent in sorted(planned.latents):
-        frame = film_frame(chain, segment, chain.temporal_stride * latent)
-        if frame >= film.frames or (segment > 0 and latent < chain.seeds):
+        frame = film_frame(chain, segment, chain.temporal_stride * latent) - film.lead
+        repeats = latent < chain.seeds and (segment > 0 or film.lead > 0)
+        if repeats or frame >= film.frames:
             continue
         history = (0, latent, latent) if latent else (0,)
         z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
