@@ -229,8 +229,8 @@ def require_space(needs: Mapping[Path, int]) -> None:
             raise OutputError(
                 "the disk has not enough room",
                 where=os.fspath(folders[0]),
-                got=f"{disk.free / 1e6:.1f} MB free",
-                wanted=f"{needed / 1e6:.1f} MB",
+                got=f"{disk.free:,} bytes free",
+                wanted=f"{needed:,} bytes",
                 todo="free some space or choose another disk",
             )
 
