@@ -267,7 +267,7 @@ def test_any_power_cut_leaves_the_old_or_the_new(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_more_ways_to_be_torn(name: str) -> None:
-    """30,000 states in all, with files of 9 blocks."""
+    """More than 10,000 states in all, with files of 9 blocks."""
     found = record(name)
     print(f"{name}: {found.check(found.recorder.events, 9)} states")
 
