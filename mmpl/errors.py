@@ -79,3 +79,13 @@ class OutOfMemoryError(MmplError):
     """The device or the host ran out of memory."""
 
     exit_code = 8
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or the system says that there is no memory left."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    # On the CPU torch raises a plain RuntimeError, as it does where a file cannot be mapped.
+    said = str(error).lower()
+    texts = ("can't allocate memory", "cannot allocate memory")
+    known = "MemoryError" in names or "OutOfMemoryError" in names
+    return known or any(text in said for text in texts)

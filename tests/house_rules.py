@@ -36,6 +36,7 @@ NO_TORCH = (
     "mmpl.wan.config",
     "mmpl.film.job",
     "mmpl.film.settings",
+    "mmpl.film.space",
     "mmpl.checkpoint.defaults",
     "mmpl.checkpoint.files",
     "mmpl.checkpoint.folder",

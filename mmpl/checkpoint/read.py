@@ -19,7 +19,7 @@ from torch import Tensor
 from mmpl.checkpoint import files
 from mmpl.checkpoint.folder import is_pickle
 from mmpl.checkpoint.names import bare
-from mmpl.errors import CheckpointError
+from mmpl.errors import CheckpointError, is_out_of_memory
 
 # Two holes of the restricted unpickler are known; the second was closed in this version.
 SAFE_TORCH = (2, 10)
@@ -90,6 +90,8 @@ def _mapped(path: Path, names: list[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # noqa: BLE001  a damaged file raises many types
+        if is_out_of_memory(error):  # its sizes were checked before: it is not the file
+            raise
         files.refuse_damaged(path, error)
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,17 +25,18 @@ from mmpl.cli.flags import wants_help
 from mmpl.cli.order import Order
 from mmpl.cli.place import Place, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
-from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError
-from mmpl.film.job import JOB_FILE, STORYBOARD
+from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError, OutputError
+from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
 from mmpl.film.pins import with_pictures
 from mmpl.film.settings import Film
-from mmpl.media.durable import check_writable
+from mmpl.film.space import latent_bytes, video_bytes
+from mmpl.layout.work import plan_work
+from mmpl.media.durable import check_writable, require_space
 from mmpl.train.grammar import unknown_words
 
 NAME = "mmpl-gen"
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 OUTPUT = "film.mp4"
-BYTES_PER_PIXEL = 0.02  # of H.264 at this quality and busy pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +171,7 @@ def _make(
             _warn_of_words(
                 " ".join(cue.prompt for cue in order.film.script), order.folder.defaults, console
             )
-            _warn_of_space(order.film, order.output, console)
+            _check_space(order, console)
         if devices:
             parallel.make(argv, settings, order, devices, console)
         else:
@@ -303,14 +303,25 @@ def _warn_of_words(prompt: str, defaults: Defaults, console: Console) -> None:
         )
 
 
-def _warn_of_space(film: Film, output: str, console: Console) -> None:
-    needed = BYTES_PER_PIXEL * film.frames * film.width * film.height
-    free = shutil.disk_usage(os.path.dirname(os.path.abspath(output))).free
-    if needed > free:
-        console.warn(
-            f"the disk may fill up: this film can take {needed / 1e6:.0f} MB, "
-            f"{free / 1e6:.0f} MB are free"
-        )
+def _check_space(order: Order, console: Console) -> None:
+    """Raises OutputError where the disks cannot hold what is still to be made; warns where they
+    may not."""
+    film, vae = order.film, order.folder.configs.vae
+    least, many = (0, 0) if order.only_plan else video_bytes(film)
+    output = Path(os.path.abspath(order.output)).parent
+    needs = {output: least}
+    if order.job_dir is not None:
+        stride, job_dir = vae.spatial_stride, Path(os.path.abspath(order.job_dir))
+        shape = (vae.z_dim, film.height // stride, film.width // stride)
+        work = plan_work(film.work) if order.only_plan else film.work
+        there = {path.name for path in job_dir.glob(FINISHED)}
+        needs[job_dir] = needs.get(job_dir, 0) + latent_bytes(work, shape, there)
+    require_space(needs)
+    needs[output] += many - least
+    try:
+        require_space(needs)
+    except OutputError as error:
+        console.warn(f"the disk may fill up: {error.got}, this film can take {error.wanted}")
 
 
 def _print_examples(settings: Mapping[str, Any], console: Console) -> None:

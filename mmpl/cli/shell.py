@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from mmpl.errors import MmplError, OutOfMemoryError, OutputError
+from mmpl.errors import MmplError, OutOfMemoryError, OutputError, is_out_of_memory
 from mmpl.media.durable import output_error
 
 REPORT = "MMPL_REPORT"  # the file in which a process tells its parent why it failed
@@ -123,7 +123,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         text = "stopped by SIGTERM" if isinstance(error, Terminated) else "stopped by Ctrl-C"
     elif isinstance(error, MmplError):
         code, text = error.exit_code, f"error: {error}"
-    elif _is_out_of_memory(error):
+    elif is_out_of_memory(error):
         wrapped = OutOfMemoryError(
             "out of memory",
             got=(str(error).split(". ")[0] or type(error).__name__)[:200],
@@ -165,14 +165,6 @@ def _to_stderr(text: str) -> None:
     if sys.stderr is not None:  # closed by the caller; print would then write to stdout
         with suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def cores() -> int:

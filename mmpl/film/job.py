@@ -17,7 +17,7 @@ from mmpl.errors import ResumeError
 from mmpl.film.pins import pins_text
 from mmpl.film.script import cuts_text, seeds_text
 from mmpl.film.settings import Film
-from mmpl.layout.work import SEEDS
+from mmpl.layout.work import SEEDS, Task
 from mmpl.media import durable
 
 JOB_FILE = "job.json"
@@ -57,12 +57,19 @@ def settings_of(film: Film) -> dict[str, Any]:
 
 def read_job(folder: Path) -> dict[str, Any] | None:
     """The job of a folder; None where none has begun. Raises ResumeError for one that cannot be
-    read."""
+    read, or is missing beside finished latents."""
     path = folder / JOB_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        if not is_begun(folder):
+            return None
+        raise ResumeError(
+            "nothing says of which film the latents in this folder are",
+            where=str(folder),
+            wanted=f"{JOB_FILE} beside them",
+            todo="start it over with --fresh, or give another --job_dir",
+        ) from None
     except (OSError, ValueError) as error:
         raise ResumeError(
             "this job folder cannot be read",
@@ -84,13 +91,20 @@ def is_begun(folder: Path) -> bool:
     return next(folder.glob(FINISHED), None) is not None
 
 
+def file_name(task: Task) -> str:
+    """Of the latents that a make or a hand-over gives, in the job folder."""
+    name = SEEDS if task.kind == "hand_over" else task.group or task.kind
+    segment = task.segment + (2 if task.kind == "hand_over" else 1)
+    return f"segment_{segment:04d}.{name}.safetensors"
+
+
 def start_over(folder: Path) -> None:
-    """Removes what a job folder holds of its film, and nothing else; the job itself first."""
-    (folder / JOB_FILE).unlink(missing_ok=True)
+    """Removes what a job folder holds of its film, and nothing else. The job goes last: latents
+    that another film's job is written beside would be taken for its own. Raises OutputError."""
     mine = [*folder.glob(FINISHED), folder / STORYBOARD, folder / GIVEN_FILE]
     mine += (folder / KEYFRAMES).glob("segment_*.png")
-    for path in mine:
-        path.unlink(missing_ok=True)
+    durable.remove(mine)
+    durable.remove([folder / JOB_FILE])
 
 
 def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
@@ -100,7 +114,7 @@ def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
 
 def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
-    is interrupted, the folder is that of one of the two, whole."""
+    is interrupted, the folder is that of one of the two, whole. Raises OutputError."""
     revision.prepare()
     stale = [folder / STORYBOARD]
     for segment in revision.segments:
@@ -108,8 +122,7 @@ def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
         names += (folder / KEYFRAMES).glob(f"segment_{segment + 1:04d}.*.png")
         first = segment == revision.segments[0]
         stale += [path for path in names if not (first and path.name.split(".")[1] == SEEDS)]
-    for path in stale:
-        path.unlink(missing_ok=True)
+    durable.remove(stale)
     write_job(folder, job)
 
 

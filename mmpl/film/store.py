@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mmpl.errors import InputError
-from mmpl.film.job import read_job, require_same, write_job
-from mmpl.layout.work import SEEDS, Task, Work
+from mmpl.film.job import file_name, read_job, require_same, write_job
+from mmpl.layout.work import Task, Work
 from mmpl.media import durable
 
 
@@ -49,8 +49,8 @@ class Store:
     def put(self, task: Task, z_BCTHW: Tensor) -> None:
         """Makes the latents of a task durable. Raises OutputError."""
         data = z_BCTHW.detach().to("cpu").contiguous()
-        with durable.replacing(self._path(task)) as temporary:
-            save_file({"z_BCTHW": data}, temporary, metadata={"sha256": _sha256(data, task)})
+        content = save({"z_BCTHW": data}, metadata={"sha256": _sha256(data, task)})
+        durable.put(self._path(task), lambda file: file.write(content))
 
     def get(self, task: Task) -> Tensor:
         """The latents of a finished task. Raises InputError if the file is damaged."""
@@ -80,9 +80,7 @@ class Store:
         return z_BCTHW if wanted == _sha256(z_BCTHW, task) else None
 
     def _path(self, task: Task) -> Path:
-        name = SEEDS if task.kind == "hand_over" else task.group or task.kind
-        segment = task.segment + (2 if task.kind == "hand_over" else 1)
-        return self.folder / f"segment_{segment:04d}.{name}.safetensors"
+        return self.folder / file_name(task)
 
 
 def _sha256(data: Tensor, task: Task) -> str:

@@ -9,8 +9,9 @@ import fcntl
 import os
 import secrets
 import shlex
+import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,14 @@ def begin(path: str | os.PathLike[str]) -> Pending:
         # file: asking for the umask itself would change it for the whole process.
         file = os.open(temporary, flags, 0o666)
         try:
-            mode = stat.S_IMODE(os.fstat(file).st_mode)
-            _set_mode(file, 0o600)
+            try:
+                mode = stat.S_IMODE(os.fstat(file).st_mode)
+                _set_mode(file, 0o600)
+            finally:
+                os.close(file)
         except BaseException:
             _remove(temporary)
             raise
-        finally:
-            os.close(file)
     except OSError as error:
         raise output_error(path, error) from error
     return Pending(path, temporary, mode)
@@ -179,10 +181,13 @@ def check_folder_writable(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str], *, private: bool = False) -> None:
-    """Make the folder `path` and those above it, where they are missing; a `private` one is for
-    its owner only. Raises `OutputError`."""
+    """Make the folder `path` and those above it, durably, where they are missing; a `private` one
+    is for its owner only. Raises `OutputError`."""
     try:
+        missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
         os.makedirs(path, mode=0o700 if private else 0o777, exist_ok=True)
+        for folder in reversed(missing):  # a file is no safer than the name of its folder
+            _sync_folder(folder.parent)
     except FileExistsError as error:
         raise output_error(path, NotADirectoryError(errno.ENOTDIR, "")) from error
     except OSError as error:
@@ -193,11 +198,52 @@ def make_folder(path: str | os.PathLike[str], *, private: bool = False) -> None:
         ) from error
 
 
+def remove(paths: Iterable[Path]) -> None:
+    """Remove those of these files that are there; no power cut brings them back. Raises
+    `OutputError`."""
+    folders: set[Path] = set()
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise output_error(path, error) from error
+        folders.add(path.parent)
+    for folder in folders:
+        try:
+            _sync_folder(folder)
+        except OSError as error:
+            raise output_error(folder, error) from error
+
+
+def require_space(needs: Mapping[Path, int]) -> None:
+    """Raise `OutputError` unless the disks have room for so many bytes in each of these folders,
+    which are there."""
+    disks: dict[int, list[Path]] = {}
+    for folder in needs:
+        disks.setdefault(os.stat(folder).st_dev, []).append(folder)
+    for folders in disks.values():
+        needed, disk = sum(needs[folder] for folder in folders), shutil.disk_usage(folders[0])
+        if needed > disk.free and disk.total:  # some network disks do not say what they have
+            raise OutputError(
+                "the disk has not enough room",
+                where=os.fspath(folders[0]),
+                got=f"{disk.free:,} bytes free",
+                wanted=f"{needed:,} bytes",
+                todo="free some space or choose another disk",
+            )
+
+
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Within the block no other process can lock `folder`, which must exist. The kernel lets go of
-    it with the process, however that ends. Raises `ArgumentError` if another holds it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    it with the process, however that ends. Raises `ArgumentError` if another holds it, and
+    `OutputError`."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise output_error(folder, error) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -212,7 +258,8 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
 def _check_replaceable(

@@ -143,6 +143,10 @@ def test_a_job_that_cannot_be_read(gen: Gen) -> None:
     code, _, err = gen(*FILM)
     assert code == 6
     assert "cannot be read" in err
+    (JOB / "job.json").unlink()
+    code, _, err = gen(*FILM)
+    assert code == 6
+    assert "nothing says of which film" in err
 
 
 @pytest.mark.parametrize("argv", [("resume",), ("resume", "--steps", "3"), ("inspect",)])

@@ -208,14 +208,33 @@ def test_prompts_that_are_too_long(gen: Gen, sized_bundle: Path) -> None:
     assert "never taught" not in err
 
 
-def test_a_disk_that_may_be_too_small(gen: Gen, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(".")._replace(free=200)
-    monkeypatch.setattr(gen_module.shutil, "disk_usage", lambda _: usage)
-    code, _, err = gen("--prompt", PROMPT, "--num_frames", 9, "--steps", 1)
-    assert code == 0
+def test_a_disk_that_is_too_small(gen: Gen, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--prompt", PROMPT, "--seed", 1, "--num_frames", 9, "--steps", 1)
+    usage = shutil.disk_usage(".")
+
+    def free(count: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=count))
+
+    free(200)
+    code, out, err = gen(*flags)
+    assert (code, out) == (4, "")
+    assert err.startswith("mmpl-gen: error: ")
+    assert err.count("\n") == 1
+    assert "the disk has not enough room; got 200 bytes free; wanted 9,223 bytes" in err
+    assert os.listdir() == []
+    free(10**9)
+    assert gen("plan", *flags)[0] == 0
+    planned = sum(path.stat().st_size for path in Path("film.mp4.job").glob("segment*"))
+    free(planned)  # enough for the rest alone, and for less than a busy film
+    code, _, err = gen(*flags)
+    assert code == 0, err
+    free(600)
+    code, _, err = gen(*flags, "--overwrite")
+    assert code == 0, err
     assert "the disk may fill up" in err
-    code, _, err = gen("--prompt", PROMPT, "--num_frames", 1, "--steps", 1, "--overwrite")
-    assert "the disk" not in err
+    free(3)
+    assert gen(*flags, "--overwrite")[0] == 4
+    assert Path("film.mp4").exists()
 
 
 def test_examples(gen: Gen, bundle: Path, sized_bundle: Path) -> None:
