@@ -21,6 +21,7 @@ from mmpl.cli.job import command, file_sizes
 from mmpl.cli.order import Order
 from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
+from mmpl.cli.report import Notes, write_report
 from mmpl.cli.shell import Console
 from mmpl.cli.storyboard import Sheet
 from mmpl.errors import ArgumentError
@@ -55,14 +56,13 @@ def make(order: Order, console: Console) -> None:
         assert order.job_dir is not None
         console.say(f"  next     {order.program} resume {shlex.quote(order.job_dir)}")
         return
-    again = command(order.film, order.folder.defaults, {**order.model, **engine}, order.output)
     on_gpu = engine["device"] != "cpu"
     console.say(
         summary(
             seconds,
             bytes_written=os.stat(order.output).st_size,
             gpu_bytes=torch.cuda.max_memory_allocated(engine["device"]) if on_gpu else None,
-            command=f"{order.program} {again}",
+            command=_again(order, engine),
         )
     )
 
@@ -87,11 +87,12 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     store = None
     if order.job_dir is not None:
         store = Store(order.job_dir, job_of(model, order.film, attention), _notes(order))
+    ranks = None if crew is None else crew.join(model, order.film, order.mesh)
     events = generate(
         model,
         order.request,
         attention=attention,
-        ranks=None if crew is None else crew.join(model, order.film, order.mesh),
+        ranks=ranks,
         mode=order.schedule.get("schedule", "adaptive"),
         order=order.schedule.get("order"),
         store=store,
@@ -105,6 +106,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
         "attention": attention,
         "threads": order.machine["threads"],
     }
+    notes = Notes(order.film)
+    events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
         events = crew.follow(events)
     if not order.leads:
@@ -125,6 +128,9 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             _write(order, seen, progress, metadata)
         if sheet is not None:
             sheet.write()
+        if sheet is not None and not order.only_plan:
+            made_with = _metadata(order, model, engine)
+            write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
 
 
@@ -160,6 +166,13 @@ def _write(
                 writer.write(event.pixels_FHWC)
                 progress.meter.lap("write")
     progress.meter.lap("write")  # finishing and reading back
+
+
+def _again(order: Order, engine: Mapping[str, Any]) -> str:
+    """The command that makes the same film again."""
+    rest = {**order.model, **engine}
+    words = command(order.film, order.folder.defaults, rest, order.output)
+    return f"{order.program} {words}"
 
 
 def _notes(order: Order) -> dict[str, Any]:

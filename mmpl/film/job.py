@@ -20,7 +20,7 @@ from mmpl.layout.work import SEEDS
 from mmpl.media import durable
 
 JOB_FILE = "job.json"
-STORYBOARD, KEYFRAMES = "storyboard.png", "keyframes"
+STORYBOARD, KEYFRAMES, REPORT = "storyboard.png", "keyframes", "report.html"
 FINISHED = "segment_*.safetensors"  # one file a task
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
@@ -82,7 +82,7 @@ def is_begun(folder: Path) -> bool:
 def start_over(folder: Path) -> None:
     """Removes what a job folder holds of its film, and nothing else; the job itself first."""
     (folder / JOB_FILE).unlink(missing_ok=True)
-    mine = [*folder.glob(FINISHED), folder / STORYBOARD]
+    mine = [*folder.glob(FINISHED), folder / STORYBOARD, folder / REPORT]
     mine += (folder / KEYFRAMES).glob("segment_*.png")
     for path in mine:
         path.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
 def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
     is interrupted, the folder is that of one of the two, whole."""
-    stale = [folder / STORYBOARD]
+    stale = [folder / STORYBOARD, folder / REPORT]
     for segment in revision.segments:
         names = [*folder.glob(f"segment_{segment + 1:04d}.*.safetensors")]
         names += (folder / KEYFRAMES).glob(f"segment_{segment + 1:04d}.*.png")
