@@ -98,7 +98,7 @@ def _report(order: Order, notes: Notes, made_with: Mapping[str, Any], command: s
     film, folder = order.film, Path(order.job_dir or "")
     settings = {name: value for name, value in made_with["settings"].items() if name != "prompt"}
     files = {
-        part: f"{file['name']}, {file['bytes'] / 1e6:.1f} MB"
+        part: f"{file['name']}, {file['bytes'] / 1000:,.0f} kB"
         for part, file in made_with["files"].items()
     }
     first = notes.drift.first
@@ -115,7 +115,7 @@ def _report(order: Order, notes: Notes, made_with: Mapping[str, Any], command: s
         "(dashed): an even look stays on that line.",
         tables={
             "settings": settings,
-            "model": {**made_with["model"], **files},
+            "model": {"model_path": order.folder.path, **made_with["model"], **files},
             "versions": made_with["versions"],
             "SHA-256 of the weights": made_with["weights"],
         },
@@ -203,9 +203,10 @@ def _stills(film: Film, folder: Path) -> Iterator[tuple[str, list[Picture]]]:
 
 
 def _gantt_note(notes: Notes) -> str:
-    note = "Measured; a number is the segment. Decoding takes in writing the frames."
-    if len(notes.times) > 1:
-        note += f" {len(notes.times)} ranks, gaps are waiting."
+    note = (
+        "Measured. A number is the segment; decoding takes in writing the frames; gaps are the "
+        "drawing of the storyboard, or waiting."
+    )
     if notes.done:
         note += f" {notes.done} of {notes.tasks} parts were finished before this run."
     return note

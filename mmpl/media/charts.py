@@ -48,27 +48,27 @@ def gantt(rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
     """A row for each name with what was done there, in seconds from 0; what was done at the same
     time stands in lanes below each other."""
     end = max((bar.stop_s for _, bars in rows for bar in bars), default=0.0) or 1.0
-    scale = (_WIDTH - _LABEL - _RIGHT) / end
+    width = _WIDTH - _LABEL - _RIGHT
+    behind: list[str] = []
     marks: list[str] = []
     top = _PAD
     for name, bars in rows:
         lanes = _lanes(bars)
         height = _LANE * max(1, len(lanes))
-        marks.append(f'<text class="name" x="0" y="{top + height / 2 + 4:g}">{escape(name)}</text>')
-        marks.append(
-            f'<rect class="row" x="{_LABEL}" y="{top}" width="{_WIDTH - _LABEL - _RIGHT}" '
-            f'height="{height}" rx="3"/>'
+        behind.append(
+            f'<text class="name" x="0" y="{top + height / 2 + 4:g}">{escape(name)}</text>'
+            f'<rect class="row" x="{_LABEL}" y="{top}" width="{width}" height="{height}" rx="3"/>'
         )
         for number, lane in enumerate(lanes):
-            marks += (_bar(bar, top + _LANE * number, scale) for bar in lane)
+            marks += (_bar(bar, top + _LANE * number, width / end) for bar in lane)
         top += height + _PAD
-    axis = "".join(
-        f'<line class="grid" x1="{x:.1f}" y1="{_PAD}" x2="{x:.1f}" y2="{top}"/>'
-        f'<text class="tick" x="{x:.1f}" y="{top + 15}">{duration(at)}</text>'
-        for at in _ticks(end)
-        for x in [_LABEL + at * scale]
-    )
-    return _svg("gantt", _WIDTH, top + _AXIS, "what was done when", axis + "".join(marks))
+    for at in _ticks(end):
+        x = _LABEL + at * width / end
+        behind.append(
+            f'<line class="grid" x1="{x:.1f}" y1="{_PAD}" x2="{x:.1f}" y2="{top}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{top + 15}">{duration(at)}</text>'
+        )
+    return _svg("gantt", _WIDTH, top + _AXIS, "what was done when", "".join(behind + marks))
 
 
 def totals(rows: Sequence[tuple[str, Sequence[Bar]]]) -> dict[str, float]:

@@ -134,7 +134,7 @@ def _head(report: Report, prompt: str) -> Iterator[str]:
 def _film(report: Report) -> Iterator[str]:
     yield '<section class="film">'
     yield (
-        f'<video controls loop playsinline preload="metadata" src="{escape(report.film_source)}">'
+        f'<video controls playsinline preload="metadata" src="{escape(report.film_source)}">'
         "</video>"
     )
     yield f'<p class="note"><a href="{escape(report.film_link)}">open the film</a></p></section>'

@@ -86,6 +86,7 @@ svg .start { stroke: var(--faint); stroke-width: 1.2; stroke-dasharray: 4 4; }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 1.5; }
 svg .point:hover rect { fill: var(--accent); fill-opacity: .12; }
+svg .bar { stroke: var(--card); stroke-width: .8; }
 svg g:hover > .bar { filter: brightness(1.15); }
 .kind-0 { fill: var(--kind-0); background: var(--kind-0); }
 .kind-1 { fill: var(--kind-1); background: var(--kind-1); }
