@@ -100,12 +100,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     )
     started = next(events)
     assert isinstance(started, Started)
-    engine = {
-        "device": str(device),
-        "dtype": dtype,
-        "attention": attention,
-        "threads": order.machine["threads"],
-    }
+    threads = order.machine["threads"]
+    engine = {"device": str(device), "dtype": dtype, "attention": attention, "threads": threads}
     notes = Notes(order.film)
     events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
@@ -120,17 +116,16 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     sheet = None if store is None else Sheet(model, order.film, store, console)
     with Progress(order.film, console) as progress:
         seen = _seen(order, events, progress, sheet, console)
+        made_with = _metadata(order, model, engine)
         if order.only_plan:
             for _ in seen:
                 pass
         else:
-            metadata = _metadata(order, model, engine) if order.keep_metadata else None
-            _write(order, seen, progress, metadata)
+            _write(order, seen, progress, made_with if order.keep_metadata else None)
         if sheet is not None:
             sheet.write()
-        if sheet is not None and not order.only_plan:
-            made_with = _metadata(order, model, engine)
-            write_report(order, notes, made_with, _again(order, engine), console)
+            if not order.only_plan:
+                write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 HUE_BINS = 36  # of 10 degrees each, with the six pure hues in the middle of theirs
 SAMPLED = 64 * 64  # pixels of a frame that are looked at, at most about that many
-_LUMA = np.array([0.2126, 0.7152, 0.0722])  # of BT.709
+_LUMA = (0.2126, 0.7152, 0.0722)  # of BT.709
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class _Sums:
         chroma = largest - np.minimum(np.minimum(red, green), blue)
         bins = _hue_bins(planes, largest, chroma)
         self.hues += np.bincount(bins, weights=chroma, minlength=HUE_BINS)
-        self.brightness += float(_LUMA @ planes.sum(1, dtype=np.float64)) / 255
+        self.brightness += float(np.dot(_LUMA, planes.sum(1, dtype=np.float64))) / 255
         saturation = chroma / np.maximum(largest, 1)
         self.saturation += float(saturation.sum(dtype=np.float64))
         self.pixels += len(sample)
