@@ -46,7 +46,10 @@ NO_TORCH = (
     "mmpl.cli.",
 )
 # Imported once all else is checked.
-NEEDS_TORCH = ("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew", "mmpl.cli.storyboard")
+NEEDS_TORCH = (
+    *("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew"),
+    *("mmpl.cli.storyboard", "mmpl.cli.report"),
+)
 STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again
 READS_PICKLES = "mmpl.checkpoint.read"
 TERMINAL = ("print", "input", "sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "logging")

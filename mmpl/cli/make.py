@@ -23,6 +23,7 @@ from mmpl.cli.pictures import absolute, require_recorded
 from mmpl.cli.pictures import load as load_pictures
 from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
+from mmpl.cli.report import Notes, write_report
 from mmpl.cli.shell import Console
 from mmpl.cli.storyboard import Sheet
 from mmpl.errors import ArgumentError
@@ -61,17 +62,13 @@ def make(order: Order, console: Console) -> None:
         assert order.job_dir is not None
         console.say(f"  next     {order.program} resume {shlex.quote(order.job_dir)}")
         return
-    again = f"resume {shlex.quote(order.job_dir or '')} --overwrite"
-    if not any(pin.is_kept for pin in order.film.pins):  # those are in the job folder alone
-        named = {**order.inputs, **order.model, **engine}
-        again = command(order.film, order.folder.defaults, named, order.output)
     on_gpu = engine["device"] != "cpu"
     console.say(
         summary(
             seconds,
             bytes_written=os.stat(order.output).st_size,
             gpu_bytes=torch.cuda.max_memory_allocated(engine["device"]) if on_gpu else None,
-            command=f"{order.program} {again}",
+            command=_again(order, engine),
         )
     )
 
@@ -96,11 +93,12 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     store = None
     if order.job_dir is not None:
         store = Store(order.job_dir, job_of(model, order.film, attention), _notes(order))
+    ranks = None if crew is None else crew.join(model, order.film, order.mesh)
     events = generate(
         model,
         Pinned(order.request, _given(order, model)),
         attention=attention,
-        ranks=None if crew is None else crew.join(model, order.film, order.mesh),
+        ranks=ranks,
         mode=order.schedule.get("schedule", "adaptive"),
         order=order.schedule.get("order"),
         store=store,
@@ -108,12 +106,10 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     )
     started = next(events)
     assert isinstance(started, Started)
-    engine = {
-        "device": str(device),
-        "dtype": dtype,
-        "attention": attention,
-        "threads": order.machine["threads"],
-    }
+    threads = order.machine["threads"]
+    engine = {"device": str(device), "dtype": dtype, "attention": attention, "threads": threads}
+    notes = Notes(order.film)
+    events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
         events = crew.follow(events)
     if not order.leads:
@@ -126,14 +122,16 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     sheet = None if store is None else Sheet(model, order.film, store, console)
     with Progress(order.film, console) as progress:
         seen = _seen(order, events, progress, sheet, console)
+        made_with = _metadata(order, model, engine)
         if order.only_plan:
             for _ in seen:
                 pass
         else:
-            metadata = _metadata(order, model, engine) if order.keep_metadata else None
-            _write(order, seen, progress, metadata)
+            _write(order, seen, progress, made_with if order.keep_metadata else None)
         if sheet is not None:
             sheet.write()
+            if not order.only_plan:
+                write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
 
 
@@ -189,6 +187,15 @@ def _write(
                 writer.write(event.pixels_FHWC)
                 progress.meter.lap("write")
     progress.meter.lap("write")  # finishing and reading back
+
+
+def _again(order: Order, engine: Mapping[str, Any]) -> str:
+    """The command that makes the same film again."""
+    words = f"resume {shlex.quote(order.job_dir or '')} --overwrite"
+    if not any(pin.is_kept for pin in order.film.pins):  # those are in the job folder alone
+        rest = {**order.inputs, **order.model, **engine}
+        words = command(order.film, order.folder.defaults, rest, order.output)
+    return f"{order.program} {words}"
 
 
 def _notes(order: Order) -> dict[str, Any]:

@@ -41,23 +41,24 @@ class Sheet:
             for still in stills(self._model, film, planned):
                 name = f"segment_{planned.segment + 1:04d}.frame_{still.frame:06d}.png"
                 write_png(folder / KEYFRAMES / name, still.pixels_HWC)
-                row.append((_time(still.frame, film.fps), still.pixels_HWC))
+                row.append((time_code(still.frame, film.fps), still.pixels_HWC))
             if row:
-                rows.append(Row(self._label(planned.segment), row))
+                rows.append(Row(segment_label(film, planned.segment), row))
         title = film.prompt if len(film.script) == 1 else ""
         write_png(folder / STORYBOARD, storyboard(title, rows))
         self._current = True
         self._console.say(f"  story    {folder / STORYBOARD}")
 
-    def _label(self, segment: int) -> str:
-        film = self._film
-        label = f"segment {segment + 1} of {film.segments}"
-        if len(film.script) > 1:
-            label += f": {film.script[film.cue(segment)].prompt}"
-        return label + (" (cut)" if segment in film.cuts else "")
+
+def segment_label(film: Film, segment: int) -> str:
+    """Which segment it is, counted from 1, and what it shows where that changes."""
+    label = f"segment {segment + 1} of {film.segments}"
+    if len(film.script) > 1:
+        label += f": {film.script[film.cue(segment)].prompt}"
+    return label + (" (cut)" if segment in film.cuts else "")
 
 
-def _time(frame: int, fps: int) -> str:
+def time_code(frame: int, fps: int) -> str:
     """1:02.37"""
     minutes, seconds = divmod(frame / fps, 60)
     return f"{int(minutes)}:{seconds:05.2f}"

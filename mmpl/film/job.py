@@ -22,7 +22,7 @@ from mmpl.media import durable
 
 JOB_FILE = "job.json"
 GIVEN_FILE = "given.safetensors"
-STORYBOARD, KEYFRAMES = "storyboard.png", "keyframes"
+STORYBOARD, KEYFRAMES, REPORT = "storyboard.png", "keyframes", "report.html"
 FINISHED = "segment_*.safetensors"  # one file a task
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
@@ -101,7 +101,7 @@ def file_name(task: Task) -> str:
 def start_over(folder: Path) -> None:
     """Removes what a job folder holds of its film, and nothing else. The job goes last: latents
     that another film's job is written beside would be taken for its own. Raises OutputError."""
-    mine = [*folder.glob(FINISHED), folder / STORYBOARD, folder / GIVEN_FILE]
+    mine = [*folder.glob(FINISHED), *(folder / name for name in (GIVEN_FILE, STORYBOARD, REPORT))]
     mine += (folder / KEYFRAMES).glob("segment_*.png")
     durable.remove(mine)
     durable.remove([folder / JOB_FILE])
@@ -116,7 +116,7 @@ def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
     is interrupted, the folder is that of one of the two, whole. Raises OutputError."""
     revision.prepare()
-    stale = [folder / STORYBOARD]
+    stale = [folder / STORYBOARD, folder / REPORT]
     for segment in revision.segments:
         names = [*folder.glob(f"segment_{segment + 1:04d}.*.safetensors")]
         names += (folder / KEYFRAMES).glob(f"segment_{segment + 1:04d}.*.png")
