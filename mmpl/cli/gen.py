@@ -24,7 +24,7 @@ from mmpl.cli import arguments, flags, job
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
 from mmpl.cli.order import Order
-from mmpl.cli.place import Place, place
+from mmpl.cli.place import Place, end_with_parent, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError
 from mmpl.film.job import JOB_FILE, STORYBOARD
@@ -47,6 +47,7 @@ def _command(argv: list[str], console: Console) -> int:
     if wants_help(argv):
         print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
         return 0
+    end_with_parent()
     verb, subject, words = arguments.split(argv)
     given = job.with_prompt_file(arguments.parse(words))
     if "version" in given:
