@@ -123,8 +123,6 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
         else:
             metadata = _metadata(order, model, engine) if order.keep_metadata else None
             _write(order, seen, progress, metadata)
-        if sheet is not None:
-            sheet.write()
     return {"load": loaded} | progress.meter.seconds, engine
 
 
@@ -148,6 +146,9 @@ def _seen(
             sheet.see(event)
             progress.meter.lap("plan")
         yield event
+    if sheet is not None:  # before the film has its name: where that is there, all is
+        sheet.write()
+        progress.meter.lap("plan")
 
 
 def _write(
