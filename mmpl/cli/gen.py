@@ -157,6 +157,8 @@ def _make(
     order = _order(settings, record, here)
     speaks = here is None or here.speaks
     if speaks and not order.only_plan and _is_complete(order, settings, console):
+        if order.job_dir is not None:
+            job.tidy_if_idle(Path(order.job_dir), order.output)
         print_result(order.output)
         return 0
     if "log" in settings and order.leads:
@@ -164,7 +166,8 @@ def _make(
     with ExitStack() as stack:
         if speaks:
             if order.job_dir is not None:
-                stack.enter_context(job.at_work(Path(order.job_dir), order.film, settings))
+                folder = Path(order.job_dir)
+                stack.enter_context(job.at_work(folder, order.film, order.output, settings))
             _warn_of_words(
                 " ".join(cue.prompt for cue in order.film.script), order.folder.defaults, console
             )

@@ -22,6 +22,7 @@ from mmpl.media import durable
 JOB_FILE = "job.json"
 STORYBOARD, KEYFRAMES = "storyboard.png", "keyframes"
 FINISHED = "segment_*.safetensors"  # one file a task
+STILLS = "segment_*.png"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
 
@@ -52,11 +53,17 @@ def settings_of(film: Film) -> dict[str, Any]:
 
 def read_job(folder: Path) -> dict[str, Any] | None:
     """The job of a folder; None where none has begun. Raises ResumeError for one that cannot be
-    read."""
+    read, or is missing."""
     path = folder / JOB_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if is_begun(folder):
+            raise ResumeError(
+                "this folder holds parts of a film, and not what film that is",
+                where=str(folder),
+                todo="start it over with --fresh, or give another --job_dir",
+            ) from None
         return None
     except (OSError, ValueError) as error:
         raise ResumeError(
@@ -80,12 +87,19 @@ def is_begun(folder: Path) -> bool:
 
 
 def start_over(folder: Path) -> None:
-    """Removes what a job folder holds of its film, and nothing else; the job itself first."""
-    (folder / JOB_FILE).unlink(missing_ok=True)
+    """Removes what a job folder holds of its film, and nothing else; the job itself last: whenever
+    this is interrupted, what is left belongs to the film that the folder says."""
     mine = [*folder.glob(FINISHED), folder / STORYBOARD]
-    mine += (folder / KEYFRAMES).glob("segment_*.png")
-    for path in mine:
+    mine += (folder / KEYFRAMES).glob(STILLS)
+    for path in [*mine, folder / JOB_FILE]:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a job folder. Only for who knows
+    that nobody else is at work in it."""
+    durable.sweep_folder(folder, FINISHED, JOB_FILE, STORYBOARD)
+    durable.sweep_folder(folder / KEYFRAMES, STILLS)
 
 
 def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
