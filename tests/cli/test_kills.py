@@ -22,7 +22,7 @@ from tests.cli.conftest import PROMPT, ROOT, Gen
 FILM = ["--prompt", PROMPT, "--seed", "5", "--num_frames", "100", "--steps", "12", "--threads", "1"]
 JOB = "film.mp4.job"
 LIMIT_S = 120
-GONE_S = 5.0  # a process without its parent has this long
+GONE_S = 20.0  # a process without its parent is gone in this time, on a busy machine too
 # What a run comes to one after the other, each of which shows itself by a file.
 MOMENTS = {
     "plan": f"{JOB}/job.json",
@@ -159,6 +159,7 @@ def test_no_process_outlives_the_parent(
     while left := list(members(process.pid)):
         assert time.monotonic() < end, f"{left} live on"
         time.sleep(0.02)
+    assert moment in MOMENTS or not durable(tmp_path), "made without a parent"
     with started(tmp_path, *line) as process:
         _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, said
