@@ -65,21 +65,22 @@ class Crew:
         assert group is not None
         same = (__version__, torch.__version__, film, mesh, sorted(model.digests.items()))
         require_equal(repr(same), group)
-        return Ranks(group, mesh, self._beat)
+        return Ranks(group, mesh, self.beat)
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, each a sign of life."""
-        self._beat()
+        self.beat()
         for event in events:
             if isinstance(event, Stepped):
-                self._beat(event.segment + 1, event.step)
+                self.beat(event.segment + 1, event.step)
             else:
-                self._beat()
+                self.beat()
             yield event
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _beat(self, segment: int = 0, step: int = 0) -> None:
+    def beat(self, segment: int = 0, step: int = 0) -> None:
+        """A sign of life, from where this process is; segments count from 1."""
         if self._beats is not None:
             self._beats.write(self._place.rank, started=True, segment=segment, step=step)
 

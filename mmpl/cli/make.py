@@ -114,7 +114,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             pass
         return {}, engine
     console.say(header(started.film, model, engine, source=_source(order), ranks=_ranks(order)))
-    sheet = None if store is None else Sheet(model, order.film, store, console)
+    alive = (lambda: None) if crew is None else crew.beat
+    sheet = None if store is None else Sheet(model, order.film, store, console, alive)
     with Progress(order.film, console) as progress:
         seen = _seen(order, events, progress, sheet, console)
         if order.only_plan:
