@@ -26,7 +26,7 @@ from mmpl.checkpoint.bundle import load_model as load_model
 from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_dicts
 from mmpl.film import runtime
 from mmpl.film.denoise import Network, Sampler, open_context
-from mmpl.film.exchange import LEADER, GroupExchange, agreed
+from mmpl.film.exchange import LEADER, GroupExchange, agreed, in_touch
 from mmpl.film.given import Given, check_given, encode_pictures
 from mmpl.film.job import settings_of
 from mmpl.film.measure import measured_costs
@@ -178,33 +178,34 @@ def generate(
     wanted = request if isinstance(request, Pinned) else Pinned(request, {})
     film = film_of(model, wanted.request)
     mesh = Mesh(1) if ranks is None else ranks.mesh or Mesh(dist.get_world_size(ranks.group))
-    team = ALONE
-    if ranks is not None:
-        branches = 1 if film.guidance_scale == 1.0 else 2
-        team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
     check_given(film, wanted.given)
-    studio, attention = _studio(model, film, attention, team, wanted.given)
-    yield Started(film, attention)
+    with in_touch():
+        team = ALONE
+        if ranks is not None:
+            branches = 1 if film.guidance_scale == 1.0 else 2
+            team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
+        studio, attention = _studio(model, film, attention, team, wanted.given)
+        yield Started(film, attention)
 
-    work = film.work
-    if only_plan:
-        work = plan_work(work)
-    done, damaged = _finished(work, team, ranks, store)
-    if done or damaged:
-        yield Resumed(len(done), len(work.tasks), damaged)
-    plan = _plan(studio, work, done, team, mesh, ranks, mode, order)
-    events = _carried_out(studio, plan, team, ranks, store)
-    progress, plans, reel = _Progress(film, plan, team.index), Plans(film, plan.work), _Reel()
-    for event in events:
-        match event:
-            case Progress():
-                yield progress.count(event)
-            case Made():
-                yield event
-                if event.z_BCTHW is not None:
-                    yield from plans.enter(event.task, event.z_BCTHW)
-            case Frames():
-                yield from reel.enter(event)
+        work = film.work
+        if only_plan:
+            work = plan_work(work)
+        done, damaged = _finished(work, team, ranks, store)
+        if done or damaged:
+            yield Resumed(len(done), len(work.tasks), damaged)
+        plan = _plan(studio, work, done, team, mesh, ranks, mode, order)
+        events = _carried_out(studio, plan, team, ranks, store)
+        progress, plans, reel = _Progress(film, plan, team.index), Plans(film, plan.work), _Reel()
+        for event in events:
+            match event:
+                case Progress():
+                    yield progress.count(event)
+                case Made():
+                    yield event
+                    if event.z_BCTHW is not None:
+                        yield from plans.enter(event.task, event.z_BCTHW)
+                case Frames():
+                    yield from reel.enter(event)
 
 
 def pinned(model: Model, request: Request, pictures: Pictures) -> Pinned:
@@ -249,7 +250,7 @@ def _finished(
     if store is not None and team.index == LEADER and team.leads:
         done, damaged = store.look(work)
     if ranks is not None:
-        done = agreed(done, work, ranks.group)
+        done = agreed(done, work, ranks.group, on_wait=ranks.on_wait)
     return done, damaged
 
 

@@ -53,17 +53,19 @@ DEFAULTS = replace(
 )
 
 
-def small_model(defaults: Defaults = DEFAULTS, *, seed: int = 0) -> Model:
+def small_model(
+    defaults: Defaults = DEFAULTS, *, seed: int = 0, configs: Configs = CONFIGS
+) -> Model:
     """Random weights; the head is opened so that the transformer matters."""
-    dit = start_transformer(dit_shapes(CONFIGS.dit), seed)
+    dit = start_transformer(dit_shapes(configs.dit), seed)
     generator = torch.Generator().manual_seed(seed + 3)
     dit["head.head.weight"].normal_(0, 0.1, generator=generator)
     return model_from_state_dicts(
         dit=dit,
-        vae=start_vae(CONFIGS.vae, seed + 1),
-        text=start_transformer(text_shapes(CONFIGS.text), seed + 2),
+        vae=start_vae(configs.vae, seed + 1),
+        text=start_transformer(text_shapes(configs.text), seed + 2),
         tokenizer_json=tokenizer_json(),
-        configs=CONFIGS,
+        configs=configs,
         defaults=defaults,
     )
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,7 +21,6 @@ from mmpl.film.settings import Film
 from mmpl.generate import Event, Mesh, Model, Ranks, Stepped
 
 MEETING_S = 900  # the longest that others may take to load the model
-_PR_SET_PDEATHSIG = 1
 
 
 class Crew:
@@ -38,7 +34,6 @@ class Crew:
         self._beats: Beats | None = None
         if place.folder is not None:
             self._beats = Beats(place.folder / "beats", place.ranks)
-            _end_with_parent()
             # The parent decides when all stop, so that each stops once and in order.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         elif place.rank > 0:
@@ -70,21 +65,22 @@ class Crew:
         assert group is not None
         same = (__version__, torch.__version__, film, mesh, sorted(model.digests.items()))
         require_equal(repr(same), group)
-        return Ranks(group, mesh, self._beat)
+        return Ranks(group, mesh, self.beat)
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, each a sign of life."""
-        self._beat()
+        self.beat()
         for event in events:
             if isinstance(event, Stepped):
-                self._beat(event.segment + 1, event.step)
+                self.beat(event.segment + 1, event.step)
             else:
-                self._beat()
+                self.beat()
             yield event
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _beat(self, segment: int = 0, step: int = 0) -> None:
+    def beat(self, segment: int = 0, step: int = 0) -> None:
+        """A sign of life, from where this process is; segments count from 1."""
         if self._beats is not None:
             self._beats.write(self._place.rank, started=True, segment=segment, step=step)
 
@@ -112,17 +108,3 @@ def _not_met(got: str) -> RankError:
         got=got,
         todo="check MASTER_ADDR and MASTER_PORT, and that all were started",
     )
-
-
-def _end_with_parent() -> None:
-    """No process outlives its parent, however that ends."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(RankError.exit_code)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()

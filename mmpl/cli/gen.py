@@ -23,7 +23,7 @@ from mmpl.cli import arguments, flags, job, pictures
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
 from mmpl.cli.order import Order
-from mmpl.cli.place import Place, place
+from mmpl.cli.place import Place, end_with_parent, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError, OutputError
 from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
@@ -48,6 +48,7 @@ def _command(argv: list[str], console: Console) -> int:
     if wants_help(argv):
         print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
         return 0
+    end_with_parent()
     verb, subject, words = arguments.split(argv)
     given = job.with_prompt_file(arguments.parse(words))
     if "version" in given:
@@ -160,6 +161,8 @@ def _make(
     order = _order(settings, record, here, console)
     speaks = here is None or here.speaks
     if speaks and not order.only_plan and _is_complete(order, settings, console):
+        if order.job_dir is not None:
+            job.tidy_if_idle(Path(order.job_dir), order.output)
         print_result(order.output)
         return 0
     if "log" in settings and order.leads:
@@ -167,7 +170,8 @@ def _make(
     with ExitStack() as stack:
         if speaks:
             if order.job_dir is not None:
-                stack.enter_context(job.at_work(Path(order.job_dir), order.film, settings))
+                folder = Path(order.job_dir)
+                stack.enter_context(job.at_work(folder, order.film, order.output, settings))
             _warn_of_words(
                 " ".join(cue.prompt for cue in order.film.script), order.folder.defaults, console
             )

@@ -20,6 +20,7 @@ from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli.arguments import BY_NAME, JOB_GROUPS, MACHINE, read_values
 from mmpl.errors import ArgumentError, InputError, MmplError, OutputError
 from mmpl.film.job import (
+    GIVEN_FILE,
     JOB_FILE,
     is_begun,
     read_job,
@@ -29,9 +30,10 @@ from mmpl.film.job import (
     settings_of,
     start_over,
 )
+from mmpl.film.job import sweep as sweep_job
 from mmpl.film.script import joined
 from mmpl.film.settings import Film, Request, resolve
-from mmpl.media.durable import locked, make_folder
+from mmpl.media.durable import locked, make_folder, sweep
 
 Settings = Mapping[str, Any]  # flag name -> value
 
@@ -118,35 +120,60 @@ def resumed(settings: Settings) -> Settings:
 
 
 @contextmanager
-def at_work(folder: Path, film: Film, settings: Settings) -> Iterator[None]:
+def at_work(folder: Path, film: Film, output: str, settings: Settings) -> Iterator[None]:
     """Within the block the job folder is there and this process's alone; it goes if nothing of a
-    film was finished in it.
+    film was finished in it. What killed processes left half written, there and for `output`, goes
+    first.
 
-    A `revision` among the settings is carried out first. Raises ResumeError, with the differences,
-    if the folder has begun another film and is not to be started over, ArgumentError if another
+    A `revision` among the settings is carried out. Raises ResumeError, with the differences, if
+    the folder has begun another film and is not to be started over, ArgumentError if another
     process holds it, OutputError if it cannot be made.
     """
     make_folder(folder, private=True)
-    try:
-        with locked(folder):
-            if "fresh" in settings:
-                start_over(folder)
-            elif (found := read_job(folder)) is not None:
-                revision = settings.get("revision")
-                if revision is not None:
-                    found = revised(found, revision)
-                machine = _machine_of(settings)
-                if "device" in machine:
-                    machine["device"] = machine["device"].partition(":")[0]
-                require_same(folder, found, {"settings": settings_of(film) | machine})
-                if revision is not None:
-                    revise(folder, found, revision)
+    with locked(folder) as alone:
+        try:
+            if alone:
+                tidy(folder, output)
+            _require_own(folder, film, settings)
             yield
-    finally:
-        with suppress(OSError):
-            if not is_begun(folder):
-                (folder / JOB_FILE).unlink(missing_ok=True)
-            folder.rmdir()
+        finally:  # while it is locked: it may be another's the moment after
+            with suppress(OSError):
+                if not is_begun(folder):
+                    for name in (GIVEN_FILE, JOB_FILE):
+                        (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def tidy(folder: Path, output: str) -> None:
+    """Removes what killed processes left half written of a film, for who has its folder locked."""
+    sweep_job(folder)
+    sweep(output)
+
+
+def tidy_if_idle(folder: Path, output: str) -> None:
+    """As `tidy`, unless another process is at work in the folder or there is none."""
+    with suppress(ArgumentError, OSError), locked(folder) as alone:
+        if alone:
+            tidy(folder, output)
+
+
+def _require_own(folder: Path, film: Film, settings: Settings) -> None:
+    """Starts the folder over or revises it, where that is wanted; else it must be this film's."""
+    if "fresh" in settings:
+        start_over(folder)
+        return
+    found = read_job(folder)
+    if found is None:
+        return
+    revision = settings.get("revision")
+    if revision is not None:
+        found = revised(found, revision)
+    machine = _machine_of(settings)
+    if "device" in machine:
+        machine["device"] = machine["device"].partition(":")[0]
+    require_same(folder, found, {"settings": settings_of(film) | machine})
+    if revision is not None:
+        revise(folder, found, revision)
 
 
 def _machine_of(settings: Settings) -> dict[str, Any]:

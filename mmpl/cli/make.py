@@ -119,7 +119,8 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             pass
         return {}, engine
     console.say(header(started.film, model, engine, source=_source(order), ranks=_ranks(order)))
-    sheet = None if store is None else Sheet(model, order.film, store, console)
+    alive = (lambda: None) if crew is None else crew.beat
+    sheet = None if store is None else Sheet(model, order.film, store, console, alive)
     with Progress(order.film, console) as progress:
         seen = _seen(order, events, progress, sheet, console)
         made_with = _metadata(order, model, engine)
@@ -128,9 +129,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
                 pass
         else:
             _write(order, seen, progress, made_with if order.keep_metadata else None)
-        if sheet is not None:
-            sheet.write()
-            if not order.only_plan:
+            if store is not None:
                 write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
 
@@ -173,6 +172,9 @@ def _seen(
             sheet.see(event)
             progress.meter.lap("plan")
         yield event
+    if sheet is not None:  # before the film has its name: where that is there, all is
+        sheet.write()
+        progress.meter.lap("plan")
 
 
 def _write(

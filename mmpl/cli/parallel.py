@@ -6,16 +6,17 @@ No torch here: what can be refused is refused before any process is started.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli import ranks
+from mmpl.cli.job import tidy
 from mmpl.cli.order import Order
 from mmpl.cli.shell import Console, cores
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
 from mmpl.layout.mesh import Mesh, check_mesh
-from mmpl.media.durable import sweep
 
 MOST_RANKS = 256
 PATIENCE_S = 60.0
@@ -29,7 +30,8 @@ def make(
     console: Console,
 ) -> None:
     """Makes the film of `order` by one process on each of the devices `wanted`."""
-    film = order.film
+    assert order.job_dir is not None, "what is finished has to be kept"
+    film, folder = order.film, Path(order.job_dir)
     if "parallel" not in settings:
         wanted = _useful(wanted, film, console)
     threads = settings.get("threads", max(1, cores() // len(wanted)))
@@ -45,7 +47,7 @@ def make(
         wanted[: mesh.ranks],
         mesh,
         patience_s=settings.get("rank_timeout", PATIENCE_S),
-        clean=lambda: sweep(order.output),
+        clean=lambda: tidy(folder, order.output),
         console=console,
     )
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmpl.errors import RankError
+
 FOLDER = "MMPL_FOLDER"  # where the processes of one film meet, on one machine
+PARENT = "MMPL_PARENT"  # the process that started them there
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,25 @@ def place() -> Place | None:
     settings = json.loads(settings_file(folder, rank).read_text(encoding="utf-8"))
     settings["parallel"] = Mesh(*settings["parallel"])
     return Place(rank, ranks, local_rank, folder, settings)
+
+
+def end_with_parent() -> None:
+    """From now on this process does not outlive the parent that started it for a film, if one did,
+    however that ends; it ends at once where that has happened already."""
+    if PARENT not in os.environ:
+        return
+    parent = int(os.environ[PARENT])
+    if sys.platform == "linux":
+        import ctypes  # takes a moment that --help need not wait for
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:  # where the kernel does not, or the parent was gone before it was told
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(RankError.exit_code)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def settings_file(folder: Path, rank: int) -> Path:

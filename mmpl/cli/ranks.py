@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpl.cli.beats import Beat, Beats
-from mmpl.cli.place import FOLDER, settings_file
+from mmpl.cli.place import FOLDER, PARENT, settings_file
 from mmpl.cli.shell import REPORT, Console
 from mmpl.errors import MmplError, RankError
 from mmpl.layout.mesh import Mesh
@@ -125,6 +125,7 @@ def _start(
         "GLOO_SOCKET_IFNAME": "lo",  # nobody outside this machine is to reach the processes
         "PYTHONPATH": os.pathsep.join([_root(), *filter(None, [os.environ.get("PYTHONPATH")])]),
         FOLDER: str(folder),
+        PARENT: str(os.getpid()),
         REPORT: str(report),
     }
     process = subprocess.Popen(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,10 +19,19 @@ Pixels = NDArray[np.uint8]
 
 
 class Sheet:
-    """Writes the storyboard once, as soon as the plan of the whole film is in the store."""
+    """Writes the storyboard once, as soon as the plan of the whole film is in the store. `alive` is
+    called after each still: there are many in a long film."""
 
-    def __init__(self, model: Model, film: Film, store: Store, console: Console) -> None:
+    def __init__(
+        self,
+        model: Model,
+        film: Film,
+        store: Store,
+        console: Console,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model, self._film, self._store, self._console = model, film, store, console
+        self._alive = alive
         self._current = (store.folder / STORYBOARD).exists()  # of a run that was interrupted
 
     def see(self, planned: Planned) -> None:
@@ -42,6 +53,7 @@ class Sheet:
                 name = f"segment_{planned.segment + 1:04d}.frame_{still.frame:06d}.png"
                 write_png(folder / KEYFRAMES / name, still.pixels_HWC)
                 row.append((time_code(still.frame, film.fps), still.pixels_HWC))
+                self._alive()
             if row:
                 rows.append(Row(segment_label(film, planned.segment), row))
         title = film.prompt if len(film.script) == 1 else ""

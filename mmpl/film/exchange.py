@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -197,10 +198,28 @@ class GroupExchange:
             return found
 
 
-def agreed(done: frozenset[Task], work: Work, group: dist.ProcessGroup) -> frozenset[Task]:
+@contextmanager
+def in_touch() -> Iterator[None]:
+    """Within the block, what torch raises because a rank is gone is a RankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # which has no type for it
+            raise RankError("a rank went away", got=_first_line(error), todo=_GO_ON) from error
+        raise
+
+
+def agreed(
+    done: frozenset[Task],
+    work: Work,
+    group: dist.ProcessGroup,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> frozenset[Task]:
     """What the leader found finished: the others may have looked a moment later."""
     marks = torch.tensor([task in done for task in work.tasks], dtype=torch.uint8)
-    dist.broadcast(marks, group=host_group(group), group_src=LEADER)
+    told = dist.broadcast(marks, group=host_group(group), group_src=LEADER, async_op=True)
+    _finish(told, on_wait)
     return frozenset(task for task, mark in zip(work.tasks, marks.tolist(), strict=True) if mark)
 
 

@@ -24,6 +24,7 @@ JOB_FILE = "job.json"
 GIVEN_FILE = "given.safetensors"
 STORYBOARD, KEYFRAMES, REPORT = "storyboard.png", "keyframes", "report.html"
 FINISHED = "segment_*.safetensors"  # one file a task
+STILLS = "segment_*.png"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
 
@@ -102,9 +103,16 @@ def start_over(folder: Path) -> None:
     """Removes what a job folder holds of its film, and nothing else. The job goes last: latents
     that another film's job is written beside would be taken for its own. Raises OutputError."""
     mine = [*folder.glob(FINISHED), *(folder / name for name in (GIVEN_FILE, STORYBOARD, REPORT))]
-    mine += (folder / KEYFRAMES).glob("segment_*.png")
+    mine += (folder / KEYFRAMES).glob(STILLS)
     durable.remove(mine)
     durable.remove([folder / JOB_FILE])
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a job folder. Only for who knows
+    that nobody else is at work in it."""
+    durable.sweep_folder(folder, FINISHED, JOB_FILE, GIVEN_FILE, STORYBOARD, REPORT)
+    durable.sweep_folder(folder / KEYFRAMES, STILLS)
 
 
 def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:

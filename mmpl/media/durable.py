@@ -6,7 +6,9 @@ rename, fsync of the folder. Knows nothing of what is written.
 
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -14,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +33,7 @@ _REASONS = {
     errno.EISDIR: ("it is a folder", "give the name of a file"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
+_TEMPORARY = re.compile(r"\.(.*)\.([0-9a-f]{8})\.[0-9a-f]{16}\.part", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def begin(path: str | os.PathLike[str]) -> Pending:
     Raises `OutputError`.
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}.part"
+    temporary = path.parent / ".{}.{}.{}.part".format(*_mark(path.name), secrets.token_hex(8))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # Created with 0666 so that the kernel shows which mode the umask leaves to the final
@@ -108,10 +112,14 @@ def sweep(path: str | os.PathLike[str]) -> None:
     """Remove temporary files for `path` that killed processes left. Only for who knows that
     nobody is writing it; never raises `OSError`."""
     path = Path(path)
-    with suppress(OSError):
-        for temporary in path.parent.iterdir():
-            if _is_temporary(temporary.name, path.name):
-                _remove(temporary)
+    mark = _mark(path.name)
+    _sweep(path.parent, lambda *found: found == mark)
+
+
+def sweep_folder(folder: str | os.PathLike[str], *patterns: str) -> None:
+    """As `sweep`, for all files in `folder` whose names, of 40 characters at most, match one of
+    the shell `patterns`."""
+    _sweep(Path(folder), lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 @contextmanager
@@ -236,10 +244,12 @@ def require_space(needs: Mapping[Path, int]) -> None:
 
 
 @contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+def locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
     """Within the block no other process can lock `folder`, which must exist. The kernel lets go of
     it with the process, however that ends. Raises `ArgumentError` if another holds it, and
-    `OutputError`."""
+    `OutputError`. The value is false on a disk that knows no locks, where others may hold it too.
+    """
+    alone = True
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -254,9 +264,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             todo="wait for it, or stop it, or give another folder",
         ) from error
     except OSError:  # some network disks know no locks: the work is as good without
-        pass
+        alone = False
     try:
-        yield
+        yield alone
     finally:
         with suppress(OSError):
             os.close(handle)
@@ -286,10 +296,19 @@ def _check_replaceable(
         )
 
 
-def _is_temporary(name: str, of: str) -> bool:
-    start, end = f".{of[:40]}.", ".part"
-    middle = name[len(start) : -len(end)]
-    return name.startswith(start) and name.endswith(end) and len(middle) == 16
+def _mark(name: str) -> tuple[str, str]:
+    """What the names of all temporary files for a file `name` have in them: its beginning, and a
+    digest that tells long names apart."""
+    return name[:40], hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def _sweep(folder: Path, mine: Callable[[str, str], bool]) -> None:
+    """Removes the temporary files in `folder` with a mark that is mine."""
+    with suppress(OSError):
+        for temporary in list(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(temporary.name)
+            if found is not None and mine(*found.groups()):
+                _remove(temporary)
 
 
 def _remove(temporary: Path) -> None:

@@ -222,3 +222,20 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(OutputError, match=r"new/below: cannot write: no permission"):
         durable.check_folder_writable(tmp_path / "new" / "below")
+
+
+def test_only_what_was_left_of_the_named_files_is_swept(tmp_path: Path):
+    long = 50 * "x"
+    for name in ("a.mp4", "b.mp4", f"{long}1", f"{long}2"):
+        durable.begin(tmp_path / name)  # and killed
+    (tmp_path / ".a.mp4.mine.part").touch()
+    kept = len(os.listdir(tmp_path))
+    for name in ("a.mp4", f"{long}1"):
+        durable.sweep(tmp_path / name)
+        kept -= 1
+        assert len(os.listdir(tmp_path)) == kept
+    durable.sweep_folder(tmp_path, "*.mp3", "?.mp4")
+    left = sorted(os.listdir(tmp_path))
+    assert left[0] == ".a.mp4.mine.part"
+    assert len(left) == 2
+    durable.sweep_folder(tmp_path / "nowhere", "*")
