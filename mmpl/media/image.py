@@ -4,7 +4,9 @@ Pixels are HWC uint8 RGB. A file given as input is never trusted: it is decoded 
 bytes by the decoder that its first bytes name, under a limit on pixels, and any damage refuses it.
 """
 
+import io
 import os
+import re
 import stat
 import struct
 import zlib
@@ -17,6 +19,7 @@ from av.error import FFmpegError
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
+from PIL import Image
 
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media import durable
@@ -34,6 +37,13 @@ EXACT = (
 MAX_PIXELS = 50_000_000
 _MAX_BYTES = 1 << 28
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_WEBP_ANIMATED = 2  # flag in a VP8X header
+_TIFF = rb"(?=MM\0\*|II\*\0)"
+_EXIF = {  # what stands before the EXIF data, which are a TIFF file
+    "mjpeg": rb"Exif\0\0" + _TIFF,
+    "png": rb"eXIf" + _TIFF,
+    "webp": rb"(?s:EXIF....)(?:Exif\0\0)?" + _TIFF,
+}
 _ORIENTATION_TAG = 0x0112
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
@@ -70,29 +80,24 @@ def read_image(
     background: tuple[int, int, int] = (255, 255, 255),
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """The image in a PNG, JPEG or WebP file: HWC uint8 RGB, a JPEG turned upright as its EXIF
-    data say.
+    """The image in a PNG, JPEG or WebP file: HWC uint8 RGB, turned upright as its EXIF data say.
 
-    Transparency is laid over `background`, 16 bits become 8, of an animated PNG the first frame
-    counts. Raises `InputError` where the file is missing, of another kind, cut, damaged, or larger
-    than `max_pixels`, the last before anything is decoded.
+    Transparency is laid over `background`, 16 bits become 8, CMYK becomes RGB without its colour
+    profile, of an animation the first frame counts. Raises `InputError` where the file is missing,
+    of another kind, cut, damaged, or larger than `max_pixels`, the last before anything is decoded.
     """
     path = readable_file(path)
     if path.stat().st_size > _MAX_BYTES:
         raise InputError("the file is too large for an image", where=str(path))
     data = path.read_bytes()
     codec = _codec(data, path)
-    frame = _decode(data, codec, path, max_pixels)
-    parts = frame.format.components
-    alpha = frame.format.has_palette or any(part.is_alpha for part in parts)
-    if any(part.bits > 8 for part in parts):
-        pixels = _to_8_bits(_convert(frame, "rgba64le" if alpha else "rgb48le"))
+    if codec == "webp" and data[12:16] == b"VP8X" and data[20:21] and data[20] & _WEBP_ANIMATED:
+        pixels = _first_of_webp(data, path, max_pixels)
     else:
-        pixels = _convert(frame, "rgba" if alpha else "rgb24")
-    if alpha:
+        pixels = _pixels(_decode(data, codec, path, max_pixels))
+    if pixels.shape[2] == 4:
         pixels = _over(pixels, background)
-    orientation = _orientation(data) if codec == "mjpeg" else 1
-    return np.ascontiguousarray(_upright(pixels, orientation))
+    return np.ascontiguousarray(_upright(pixels, _orientation(data, codec)))
 
 
 def write_png(path: str | os.PathLike[str], image_HWC: Pixels) -> None:
@@ -160,6 +165,35 @@ def _decode(data: bytes, codec: str, path: Path, max_pixels: int) -> av.VideoFra
     return frames[0]
 
 
+def _first_of_webp(data: bytes, path: Path, max_pixels: int) -> Pixels:
+    """The first frame of an animated WebP, HWC RGBA, which libav does not decode."""
+    # Before Pillow opens it: that allocates the canvas at once.
+    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    if width * height > max_pixels:
+        raise InputError(
+            "the image is too large",
+            where=str(path),
+            got=f"{width}x{height}",
+            wanted=f"at most {max_pixels:,} pixels",
+        )
+    try:
+        with Image.open(io.BytesIO(data), formats=["WEBP"]) as picture:
+            return np.array(picture.convert("RGBA"))
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise InputError(
+            "the image is damaged", where=str(path), todo="use an intact file"
+        ) from error
+
+
+def _pixels(frame: av.VideoFrame) -> Pixels:
+    """HWC RGB, or RGBA where there may be transparency."""
+    parts = frame.format.components
+    alpha = frame.format.has_palette or any(part.is_alpha for part in parts)
+    if any(part.bits > 8 for part in parts):
+        return _to_8_bits(_convert(frame, "rgba64le" if alpha else "rgb48le"))
+    return _convert(frame, "rgba" if alpha else "rgb24")
+
+
 def _convert(frame: av.VideoFrame, format: str) -> NDArray[Any]:
     """The pixels of a frame as an RGB format of packed bytes or words, HWC."""
     untagged = frame.colorspace == _UNSPECIFIED
@@ -186,13 +220,14 @@ def _over(pixels_rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
     return over
 
 
-def _orientation(data: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 to 8; 1, upright, if it has none. Read here because PyAV
+def _orientation(data: bytes, codec: str) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1, upright, if it has none. Read here because PyAV
     tells turns but not mirrorings."""
-    marker = data.find(b"Exif\0\0", 0, 1 << 16)
-    if marker < 0:
+    # Of a JPEG at its start only: behind there may be other images.
+    found = re.search(_EXIF[codec], data[: 1 << 16] if codec == "mjpeg" else data)
+    if found is None:
         return 1
-    tiff = data[marker + 6 : marker + 6 + (1 << 16)]
+    tiff = data[found.end() : found.end() + (1 << 16)]
     order = ">" if tiff.startswith(b"MM") else "<"
     try:
         (folder,) = struct.unpack_from(order + "I", tiff, 4)

@@ -1,7 +1,7 @@
 """Films as mp4 files: written frame by frame, read back, and checked by decoding.
 
 H.264, yuv420p, BT.709 in its values and in its tags, the settings as JSON in the `comment` tag.
-Pixels are FHWC uint8 RGB. Knows nothing of models; files given as input are never trusted.
+Pixels are FHWC uint8 RGB. Knows nothing of models.
 """
 
 import json
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
 from mmpl.errors import ArgumentError, InputError, NumericError, OutputError
 from mmpl.media import durable
-from mmpl.media.image import EXACT, MAX_PIXELS, Pixels, frame_rgb, readable_file
+from mmpl.media.image import EXACT, MAX_PIXELS, Pixels, frame_rgb
+from mmpl.media.source import decode, open_video
 
 if TYPE_CHECKING:
     from torch import Tensor  # for the signature only: checking a file need not wait for torch
@@ -107,7 +108,7 @@ class VideoWriter:
             raise ArgumentError("encoder threads", got=threads, wanted="1 or more")
         self.path, self.width, self.height = os.fspath(path), width, height
         self.frames = 0
-        self._rate = _frame_rate(fps)
+        self._rate = frame_rate(fps)
         self._crf, self._threads = crf, threads
         self._comment = None if metadata is None else _to_json(metadata)
 
@@ -188,7 +189,7 @@ class VideoWriter:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings stored in a film by `VideoWriter`. Raises `InputError` where the file is no
     video or holds none."""
-    with _open_video(path) as (container, _):
+    with open_video(path) as (container, _):
         comment = container.metadata.get("comment", "")
     try:
         metadata = json.loads(comment)
@@ -205,8 +206,8 @@ def iter_frames(path: str | os.PathLike[str]) -> Iterator[Pixels]:
     """The frames of a video one by one, HWC uint8 RGB, by the file's own colour tags (BT.709
     where it has none). Rotation tags are not applied. Raises `InputError`, also on the way, for a
     file that is missing, no video, cut or damaged."""
-    with _open_video(path) as (container, stream):
-        for frame in _decode(container, stream, path):
+    with open_video(path) as (container, stream):
+        for frame in decode(container, stream, path):
             yield frame_rgb(frame)
 
 
@@ -217,9 +218,9 @@ def read_frames(path: str | os.PathLike[str]) -> Pixels:
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """What a video holds, found by decoding all of it. Raises `InputError`."""
-    with _open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         frames, sizes = 0, set()
-        for frame in _decode(container, stream, path):
+        for frame in decode(container, stream, path):
             frames += 1
             sizes.add((frame.width, frame.height))
         if len(sizes) != 1:
@@ -260,7 +261,8 @@ def _verify(path: str | os.PathLike[str], frames: int, width: int, height: int, 
         )
 
 
-def _frame_rate(fps: float | Fraction) -> Fraction:
+def frame_rate(fps: float | Fraction) -> Fraction:
+    """Frames per second as a film has them. Raises `ArgumentError` unless above 0, at most 1000."""
     if math.isfinite(fps):
         rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is the finest in use
         if 0 < rate <= _MAX_FPS:
@@ -297,47 +299,3 @@ def _output_errors(path: str) -> Iterator[None]:
         raise durable.output_error(path, error) from error
     except FFmpegError as error:
         raise OutputError(f"cannot write: {error.strerror}", where=path) from error
-
-
-@contextmanager
-def _open_video(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open an untrusted video: files only, no playlists or scripts, a limit on pixels, and no
-    concealing of damage. Raises `InputError`, for libav's errors in the body too."""
-    where = os.fspath(readable_file(path))
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": "mov,matroska,avi",
-        "max_pixels": str(MAX_PIXELS),
-    }
-    try:
-        with av.open(f"file:{where}", "r", options=options) as container:
-            if not container.streams.video:
-                raise InputError("no video in this file", where=where)
-            stream = container.streams.video[0]
-            stream.codec_context.options = {
-                "err_detect": "explode",
-                "max_pixels": str(MAX_PIXELS),
-            }
-            yield container, stream
-    except (FFmpegError, UnicodeError) as error:
-        raise InputError(
-            "not a video this program reads, or damaged", where=where, wanted="an intact mp4 file"
-        ) from error
-
-
-def _decode(
-    container: InputContainer, stream: VideoStream, path: str | os.PathLike[str]
-) -> Iterator[av.VideoFrame]:
-    empty = True
-    for packet in container.demux(stream):
-        if packet.is_corrupt:  # cut short; its frame may decode all the same
-            raise InputError("the video is cut short", where=os.fspath(path))
-        for frame in packet.decode():
-            if frame.is_corrupt:
-                raise InputError("a frame is damaged", where=os.fspath(path))
-            empty = False
-            yield frame
-    if empty:
-        raise InputError("no frames in this file", where=os.fspath(path))
