@@ -121,7 +121,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-chains",
             DiTTraining(chains, frames=192, shift=SHIFT, seed=2, backgrounds=0.65, own_seeds=0.8),
-            replace(recipe, steps=7000, matrix_rate=8e-3),
+            replace(recipe, steps=6000, matrix_rate=8e-3),
         ),
     )
 
