@@ -232,7 +232,8 @@ TURNED: dict[str, tuple[Video, Callable[[Pixels], Pixels]]] = {
 def read_both(path: Path, fps: float | Fraction, like: Pixels, last: int = 3) -> list[Pixels]:
     """All frames, at the size of `like`; the other way to read must agree with them."""
     height, width, _ = like.shape
-    wanted: dict[str, Any] = {"fps": fps, "width": width, "height": height, "fit": "cover"}
+    # A wrong shape would show as bars.
+    wanted: dict[str, Any] = {"fps": fps, "width": width, "height": height, "fit": "letterbox"}
     frames = list(read_clip(path, **wanted))
     count, end_FHWC = read_end(path, last, **wanted)
     assert count == len(frames)
@@ -526,6 +527,18 @@ def test_a_video_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest
         wanted: dict[str, Any] = {"fps": fps, "width": 32, "height": 16, "fit": "cover"}
         with pytest.raises(InputError, match="too long"):
             read_end(path, 5, **wanted)
+
+
+def test_nothing_is_decoded_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither while a file is opened, nor beyond the limit on pixels after that."""
+    path = tmp_path / "video"
+    path.write_bytes(Video("mpegts").encode())
+    with source.open_video(path) as (_, stream):
+        assert stream.codec_context.pix_fmt is None  # which only a decoder can tell
+    monkeypatch.setattr(source, "MAX_PIXELS", 16 * WIDTH * HEIGHT)  # decoders round sides up
+    assert len(read_both(path, 16, drawn())) == 8
+    monkeypatch.setattr(source, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    refused_as_video(path)
 
 
 def test_times_that_fall_back_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
