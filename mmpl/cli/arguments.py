@@ -261,6 +261,10 @@ FLAGS = (
         "log", FILES, "FILE", "add all messages to this file; without a name, to one beside the "
         "output", bare="",
     ),
+    Flag(
+        "preview", FILES, "FILE", "a film that can be watched while it grows, from the first "
+        "finished segment on; without a name, preview.mp4 in the job folder", bare="",
+    ),
     Flag("no_metadata", FILES, "", "do not store the settings in the film"),
     Flag("dry_run", DRY, "", "print what the film would take, and make nothing"),
     Flag("json", DRY, "", "as one JSON object"),

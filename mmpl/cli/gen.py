@@ -26,7 +26,7 @@ from mmpl.cli.order import Order
 from mmpl.cli.place import Place, end_with_parent, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError, OutputError
-from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
+from mmpl.film.job import FINISHED, JOB_FILE, PREVIEW, STORYBOARD
 from mmpl.film.pins import with_pictures
 from mmpl.film.settings import Film
 from mmpl.film.space import latent_bytes, video_bytes
@@ -217,6 +217,7 @@ def _order(
         inputs=inputs,
         pictures=seen,
         clip=pictures.clip_of(inputs, film),
+        preview=_preview(settings, output),
         folder=folder,
         model=model,
         machine=_machine(settings),
@@ -231,6 +232,20 @@ def _order(
         patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
         mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
     )
+
+
+def _preview(settings: Mapping[str, Any], output: str) -> str | None:
+    """Where the growing film is written, if one is wanted: by default into the job folder."""
+    path = settings.get("preview")
+    if path == "":
+        if "job_dir" not in settings:
+            raise ArgumentError("a preview needs a name", todo="give --preview FILE.mp4")
+        path = str(Path(settings["job_dir"], PREVIEW))
+    elif path is not None:
+        check_writable(path, overwrite=True)
+        if os.path.abspath(path) == os.path.abspath(output):
+            raise ArgumentError("preview and output are one file", got=path, wanted="two names")
+    return path
 
 
 def _is_complete(order: Order, settings: Mapping[str, Any], console: Console) -> bool:

@@ -25,6 +25,7 @@ from mmpl.cli.place import Place
 from mmpl.cli.progress import Progress, header, summary
 from mmpl.cli.report import Notes, write_report
 from mmpl.cli.shell import Console
+from mmpl.cli.showing import Showing
 from mmpl.cli.storyboard import Sheet
 from mmpl.errors import ArgumentError
 from mmpl.film.given import Given, encode_pictures
@@ -181,11 +182,14 @@ def _write(
     order: Order, events: Iterator[Event], progress: Progress, metadata: dict[str, Any] | None
 ) -> None:
     film = order.film
-    with VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata) as writer:
+    writing = VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata)
+    with Showing(order) as showing, writing as writer:
         for frame_HWC in order.clip.read() if order.clip is not None else ():
             writer.write(frame_HWC[None])
+            showing.see_before(frame_HWC[None])
         for event in events:
             if isinstance(event, Frames):
+                showing.see(event)
                 writer.write(event.pixels_FHWC)
                 progress.meter.lap("write")
     progress.meter.lap("write")  # finishing and reading back

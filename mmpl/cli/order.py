@@ -19,7 +19,8 @@ class Order:
     """A film to make, all of it checked as far as can be without torch.
 
     `inputs` are the flags that name pictures, `pictures` what they hold (None where a job folder
-    does), and `clip` is written before the film. `model` holds the flags model_path and checkpoint
+    does), and `clip` is written before the film. `preview`:
+    where a growing film is written. `model` holds the flags model_path and checkpoint
     as given, `machine` device, dtype, attention and threads as wanted. `only_plan`: its storyboard
     alone. `weights` are the digests of the film that a job file is about. `program` is the command
     as it was typed. `schedule` holds the flags schedule and order as given. `place`: which of
@@ -31,6 +32,7 @@ class Order:
     inputs: Mapping[str, Any]
     pictures: Pictures | None
     clip: Clip | None
+    preview: str | None
     folder: ModelFolder
     model: Mapping[str, str]
     machine: Mapping[str, Any]

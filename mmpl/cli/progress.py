@@ -86,9 +86,9 @@ class Meter:
                 self.lap("plan")
             case Frames():
                 start, stop = self._film.kept(event.segment)
-                first = event.first_frame - self._film.chain.step * event.segment
+                first = event.first_frame - self._film.first_frame(event.segment)
                 self._segment, self._group = event.segment, "decode"
-                self._step, self._total = first + len(event.pixels_FHWC) - start, stop - start
+                self._step, self._total = first + len(event.pixels_FHWC), stop - start
                 self._frames += len(event.pixels_FHWC)
                 self.lap("decode")
 
@@ -232,7 +232,7 @@ def _script(film: Film) -> Iterator[str]:
         return
     prompts = {cue.segment: cue.prompt for cue in film.script}
     for segment in sorted({*prompts, *film.cuts}):
-        at_s = start_s(segment, film.chain, film.frames, film.fps)
+        at_s = start_s(segment, film.chain, film.made_frames, film.fps)
         what = prompts.get(segment, "")[:500] + (" (cut)" if segment in film.cuts else "")
         yield f"  {at_s:7.2f} s {what.strip()}"
 

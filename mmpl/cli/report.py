@@ -169,7 +169,7 @@ def _script(film: Film) -> list[tuple[str, str]]:
     prompts = {cue.segment: cue.prompt for cue in film.script}
     script = []
     for segment in sorted({*prompts, *film.cuts}):
-        moment = round(start_s(segment, film.chain, film.frames, film.fps) * film.fps)
+        moment = round(start_s(segment, film.chain, film.made_frames, film.fps) * film.fps)
         what = prompts.get(segment, "") + (" (cut)" if segment in film.cuts else "")
         script.append((time_code(moment, film.fps), what.strip()))
     return script

@@ -25,6 +25,8 @@ GIVEN_FILE = "given.safetensors"
 STORYBOARD, KEYFRAMES, REPORT = "storyboard.png", "keyframes", "report.html"
 FINISHED = "segment_*.safetensors"  # one file a task
 STILLS = "segment_*.png"
+SEGMENT_FILMS = "segment_*.mp4"
+PREVIEW = "preview.mp4"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
 
@@ -99,11 +101,19 @@ def file_name(task: Task) -> str:
     return f"segment_{segment:04d}.{name}.safetensors"
 
 
+def segment_film(segment: int) -> str:
+    """Of what the film shows of a segment, in the job folder."""
+    return f"segment_{segment + 1:04d}.mp4"
+
+
 def start_over(folder: Path) -> None:
     """Removes what a job folder holds of its film, and nothing else. The job goes last: latents
     that another film's job is written beside would be taken for its own. Raises OutputError."""
-    mine = [*folder.glob(FINISHED), *(folder / name for name in (GIVEN_FILE, STORYBOARD, REPORT))]
-    mine += (folder / KEYFRAMES).glob(STILLS)
+    mine = [
+        *folder.glob(FINISHED),
+        *(folder / name for name in (GIVEN_FILE, STORYBOARD, REPORT, PREVIEW)),
+    ]
+    mine += [*folder.glob(SEGMENT_FILMS), *(folder / KEYFRAMES).glob(STILLS)]
     durable.remove(mine)
     durable.remove([folder / JOB_FILE])
 
@@ -111,7 +121,8 @@ def start_over(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Removes the temporary files that killed processes left in a job folder. Only for who knows
     that nobody else is at work in it."""
-    durable.sweep_folder(folder, FINISHED, JOB_FILE, GIVEN_FILE, STORYBOARD, REPORT)
+    names = FINISHED, SEGMENT_FILMS, JOB_FILE, GIVEN_FILE, STORYBOARD, REPORT
+    durable.sweep_folder(folder, *names)
     durable.sweep_folder(folder / KEYFRAMES, STILLS)
 
 
@@ -128,6 +139,7 @@ def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     for segment in revision.segments:
         names = [*folder.glob(f"segment_{segment + 1:04d}.*.safetensors")]
         names += (folder / KEYFRAMES).glob(f"segment_{segment + 1:04d}.*.png")
+        names.append(folder / segment_film(segment))
         first = segment == revision.segments[0]
         stale += [path for path in names if not (first and path.name.split(".")[1] == SEEDS)]
     durable.remove(stale)

@@ -115,32 +115,23 @@ class VideoWriter:
     def __enter__(self) -> Self:
         self._pending = durable.begin(self.path)
         try:
-            with _output_errors(self.path):
+            with output_errors(self.path):
                 self._container = av.open(
                     f"file:{self._pending.temporary}",
                     "w",
                     format="mp4",
                     options={"movflags": "+faststart"},
                 )
-                self._stream = self._add_stream(self._container)
+                if self._comment is not None:
+                    self._container.metadata["comment"] = self._comment
+                options = {"crf": f"{self._crf}"}
+                self._stream = add_stream(
+                    self._container, self.width, self.height, self._rate, options, self._threads
+                )
         except BaseException:
             durable.discard(self._pending)
             raise
         return self
-
-    def _add_stream(self, container: OutputContainer) -> VideoStream:
-        if self._comment is not None:
-            container.metadata["comment"] = self._comment
-        stream = container.add_stream("libx264", rate=self._rate, options={"crf": f"{self._crf}"})
-        stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
-        encoder = stream.codec_context
-        encoder.thread_count = self._threads
-        encoder.time_base = 1 / self._rate
-        encoder.colorspace = Colorspace.ITU709
-        encoder.color_primaries = ColorPrimaries.BT709
-        encoder.color_trc = ColorTrc.BT709
-        encoder.color_range = ColorRange.MPEG
-        return stream
 
     def write(self, frames_FHWC: Pixels) -> None:
         """Append frames, FHWC uint8 RGB of the film's size. Raises `ArgumentError` for another
@@ -153,9 +144,9 @@ class VideoWriter:
                 wanted=f"uint8 (any number, {self.height}, {self.width}, 3)",
             )
         for pixels_HWC in frames_FHWC:
-            frame = _to_yuv(pixels_HWC)
+            frame = to_yuv(pixels_HWC)
             frame.pts, frame.time_base = self.frames, 1 / self._rate
-            with _output_errors(self.path):
+            with output_errors(self.path):
                 self._container.mux(self._stream.encode(frame))
             self.frames += 1
 
@@ -178,7 +169,7 @@ class VideoWriter:
     def _finish(self) -> None:
         if self.frames == 0:
             raise OutputError("no frames were written", where=self.path)
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._stream.encode(None))
             self._container.close()
         # libav does not report a failure of its last write, so only reading back can tell.
@@ -278,7 +269,29 @@ def _to_json(metadata: Mapping[str, Any]) -> str:
         raise ArgumentError(f"metadata cannot be written as JSON: {error}") from error
 
 
-def _to_yuv(pixels_HWC: Pixels) -> av.VideoFrame:
+def add_stream(
+    container: OutputContainer,
+    width: int,
+    height: int,
+    rate: Fraction,
+    options: dict[str, str],
+    threads: int = 1,
+) -> VideoStream:
+    """A stream of H.264, yuv420p and BT.709; `options` are x264's."""
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    encoder = stream.codec_context
+    encoder.thread_count = threads
+    encoder.time_base = 1 / rate
+    encoder.colorspace = Colorspace.ITU709
+    encoder.color_primaries = ColorPrimaries.BT709
+    encoder.color_trc = ColorTrc.BT709
+    encoder.color_range = ColorRange.MPEG
+    return stream
+
+
+def to_yuv(pixels_HWC: Pixels) -> av.VideoFrame:
+    """HWC uint8 RGB as yuv420p with the values of BT.709."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
     return frame.reformat(
         format="yuv420p",
@@ -291,7 +304,7 @@ def _to_yuv(pixels_HWC: Pixels) -> av.VideoFrame:
 
 
 @contextmanager
-def _output_errors(path: str) -> Iterator[None]:
+def output_errors(path: str) -> Iterator[None]:
     """Turn what libav raises while writing into `OutputError`."""
     try:
         yield

@@ -1,0 +1,62 @@
+"""A film to be watched before it is whole: an mp4 of each finished segment, and a preview."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mmpl.cli.order import Order
+from mmpl.film.job import segment_film
+from mmpl.generate import Frames
+from mmpl.media.image import Pixels
+from mmpl.media.preview import PreviewWriter
+from mmpl.media.video import VideoWriter
+
+
+class Showing:
+    """`with Showing(order) as showing:` writes what it is given, in the order of the film, to a
+    film of each segment in the job folder, and to the preview if one is wanted."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._preview: PreviewWriter | None = None
+        self._segment: VideoWriter | None = None  # the one in hand
+
+    def __enter__(self) -> Self:
+        order, film = self._order, self._order.film
+        if order.preview is not None:
+            self._preview = PreviewWriter(order.preview, film.width, film.height, film.fps)
+            self._preview.__enter__()
+        return self
+
+    def see_before(self, pixels_FHWC: Pixels) -> None:
+        """Frames of the clip that the film goes on from."""
+        if self._preview is not None:
+            self._preview.write(pixels_FHWC)
+
+    def see(self, event: Frames) -> None:
+        """Frames of a segment; with its last, its own film gets its name."""
+        self.see_before(event.pixels_FHWC)
+        if self._order.job_dir is None:
+            return
+        film = self._order.film
+        if self._segment is None:
+            path = Path(self._order.job_dir) / segment_film(event.segment)
+            self._segment = VideoWriter(path, film.width, film.height, film.fps).__enter__()
+        self._segment.write(event.pixels_FHWC)
+        start, stop = film.kept(event.segment)
+        if self._segment.frames == stop - start:
+            self._segment.__exit__(None, None, None)
+            self._segment = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._preview is not None:
+            self._preview.__exit__(kind, error, trace)
+        if self._segment is not None:
+            self._segment.__exit__(kind, error, trace)
