@@ -282,6 +282,7 @@ FLAGS = (
         default="nvlink",
     ),
     Flag("examples", OTHER, "", "print prompts that work with the model"),
+    Flag("json_progress", OTHER, "", "for programs: progress and messages as JSON, one a line"),
     Flag("quiet", OTHER, "", "print only errors and, at the end, the path of the film"),
     DEBUG,
     Flag("version", OTHER, "", "print the version"),

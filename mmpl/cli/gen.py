@@ -26,7 +26,7 @@ from mmpl.cli.order import Order
 from mmpl.cli.place import Place, end_with_parent, place
 from mmpl.cli.shell import Console, cores, print_result, printable, run
 from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError, OutputError
-from mmpl.film.job import FINISHED, JOB_FILE, PREVIEW, STORYBOARD
+from mmpl.film.job import FINISHED, JOB_FILE, PREVIEW, STORYBOARD, read_job
 from mmpl.film.pins import with_pictures
 from mmpl.film.settings import Film
 from mmpl.film.space import latent_bytes, video_bytes
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
+    console.as_json = any(re.fullmatch(r"--json[-_]progress", word) for word in argv)
     if wants_help(argv):
         print_result(arguments.help_text(_defaults_for_help(argv)).rstrip())
         return 0
@@ -73,7 +74,7 @@ def _command(argv: list[str], console: Console) -> int:
     record = job.Record({}, {}, {}) if config is None else job.read_record(config)
     if verb in GO_ON and record.output is not None:
         given = {"output": record.output, **given}
-    if verb in REVISE:
+    if verb in REVISE or _finishes(verb, given, record):
         given = _revised(verb, record, given, console)
         argv = ["resume", subject, *_flags_again(words)]
     recorded = pictures.settings_of(record, given, goes_on=verb in GO_ON)
@@ -100,11 +101,24 @@ def _revised(
     if verb == "reroll":
         revision = revise.reroll(old, given, Path(given["job_dir"]))
         rest = {name: value for name, value in given.items() if name not in revise.REROLL}
-    else:
+    elif verb == "extend":
         revision = revise.extend(old, film(job.merge(given, record.settings)))
         rest = {name: value for name, value in given.items() if name not in job.LENGTHS}
+    else:
+        folder = Path(given["job_dir"])
+        revision = revise.finish(old, given, read_job(folder) or {}, folder)
+        rest = dict(given)
     console.say(f"{rest['job_dir']}: {revise.announced(old, revision)}")
     return {"overwrite": True, **rest, **revision.settings, "revision": revision}
+
+
+def _finishes(verb: str, given: Mapping[str, Any], record: job.Record) -> bool:
+    """Whether a film is to be populated otherwise than it was planned."""
+    if verb != "populate":
+        return False
+    from mmpl.cli.revise import FINISH
+
+    return any(name in given and given[name] != record.settings.get(name) for name in FINISH)
 
 
 def _flags_again(words: list[str]) -> list[str]:
@@ -112,7 +126,7 @@ def _flags_again(words: list[str]) -> list[str]:
     from mmpl.cli import revise
 
     texts = flags.parse_texts(arguments.GEN, words)
-    said = (*revise.REROLL, *job.LENGTHS)
+    said = (*revise.REROLL, *revise.FINISH, *job.LENGTHS)
     again = [
         f"--{name}={text}" if text else f"--{name}"
         for name, text in texts.items()

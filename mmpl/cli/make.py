@@ -72,6 +72,7 @@ def make(order: Order, console: Console) -> None:
             command=_again(order, engine),
         )
     )
+    console.tell("finished", output=order.output, seconds=seconds)
 
 
 def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, Any]]:
@@ -120,6 +121,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             pass
         return {}, engine
     console.say(header(started.film, model, engine, source=_source(order), ranks=_ranks(order)))
+    console.tell("started", **settings_of(order.film), segments=order.film.segments)
     alive = (lambda: None) if crew is None else crew.beat
     sheet = None if store is None else Sheet(model, order.film, store, console, alive)
     with Progress(order.film, console) as progress:
@@ -129,7 +131,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             for _ in seen:
                 pass
         else:
-            _write(order, seen, progress, made_with if order.keep_metadata else None)
+            _write(order, seen, progress, made_with if order.keep_metadata else None, console)
             if store is not None:
                 write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
@@ -179,11 +181,15 @@ def _seen(
 
 
 def _write(
-    order: Order, events: Iterator[Event], progress: Progress, metadata: dict[str, Any] | None
+    order: Order,
+    events: Iterator[Event],
+    progress: Progress,
+    metadata: dict[str, Any] | None,
+    console: Console,
 ) -> None:
     film = order.film
     writing = VideoWriter(order.output, film.width, film.height, film.fps, metadata=metadata)
-    with Showing(order) as showing, writing as writer:
+    with Showing(order, console) as showing, writing as writer:
         for frame_HWC in order.clip.read() if order.clip is not None else ():
             writer.write(frame_HWC[None])
             showing.see_before(frame_HWC[None])

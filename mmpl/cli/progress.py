@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from mmpl.generate import Event, Frames, Model, Planned, Stepped
 
 PHASES: tuple[str, ...] = ("plan", "populate", "decode", "write")
 LINE_EVERY_S = 5.0  # where there is no terminal to draw bars on
+_TOLD_EVERY_S = 0.2
 _MB = 1e6
 
 
@@ -172,16 +173,34 @@ class Lines:
         pass
 
 
+class Told:
+    """The views as events for programs, a few a second."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._last = -_TOLD_EVERY_S
+
+    def show(self, view: View) -> None:
+        if self._clock() - self._last >= _TOLD_EVERY_S:
+            self._last = self._clock()
+            self._console.tell("progress", **asdict(view))
+
+    def close(self) -> None:
+        pass
+
+
 class Progress:
     """`with Progress(film, console) as progress:` shows each event that `see` is given."""
 
     def __init__(self, film: Film, console: Console) -> None:
         self.meter = Meter(film)
         on_terminal = sys.stderr is not None and sys.stderr.isatty() and not console.quiet
-        # The log gets lines in either case; `say` writes to the log as well.
-        self._shown = (
-            (Bars(), Lines(console.log)) if on_terminal else (Lines(console.say),)
-        )  # fmt: skip
+        # The log gets lines in any case; `say` writes to the log as well.
+        self._shown: tuple[Bars | Lines | Told, ...] = (Lines(console.say),)
+        if console.as_json:
+            self._shown = Told(console), Lines(console.log)
+        elif on_terminal:
+            self._shown = Bars(), Lines(console.log)
 
     def see(self, event: Event) -> None:
         self.meter.see(event)

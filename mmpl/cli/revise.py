@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,10 @@ from mmpl.film.settings import LARGEST_SEED, Film
 from mmpl.layout.work import Task
 
 REROLL = ("segment", "keep_tail", "seed", "prompt")  # flags that say what to change
+FINISH = (
+    "steps", "guidance_scale", "shift", "solver", "negative_prompt", "alpha", "beta", "noise",
+    "model_path", "checkpoint",
+)  # fmt: skip
 
 
 def reroll(film: Film, given: Mapping[str, Any], folder: Path) -> Revision:
@@ -53,7 +58,9 @@ def reroll(film: Film, given: Mapping[str, Any], folder: Path) -> Revision:
         pins = [pin for pin in film.pins if pin.segment != segment or pin.latent not in kept]
         arrays = {**read_given(folder, pins), **{pin: z for pin, z in kept.values()}}
         changed["given"] = pins_text(arrays)
-        return Revision(changed, range(segment, segment + 1), lambda: write_given(folder, arrays))
+        return Revision(
+            changed, range(segment, segment + 1), prepare=lambda: write_given(folder, arrays)
+        )
     segments = range(segment, end)
     pins = [pin for pin in film.pins if not (pin.is_kept and pin.segment in segments)]
     return Revision({**changed, "given": pins_text(pins)}, segments)
@@ -73,6 +80,40 @@ def _tail(film: Film, segment: int, folder: Path) -> dict[int, tuple[Pin, NDArra
     return found
 
 
+def finish(film: Film, given: Mapping[str, Any], job: Mapping[str, Any], folder: Path) -> Revision:
+    """The film populated with other settings or another model than it was planned with.
+
+    Its keyframes become given ones. Raises InputError unless the plan is finished.
+    """
+    from mmpl.film.store import Store  # torch comes with it
+
+    store, arrays = Store(folder), read_given(folder, film.pins)
+    pinned = {(pin.segment, pin.latent) for pin in arrays}
+    for task in film.work.planning:
+        frames = film.layout.group(task.group).frames
+        for frame, z_BCHW in zip(frames, store.get(task).unbind(2), strict=True):
+            if (task.segment, frame) not in pinned:
+                array = z_BCHW.float().numpy()
+                arrays[kept_pin(task.segment, frame, array)] = array
+    planning = {task.group for task in film.work.planning}
+    changed = {name: given[name] for name in FINISH if name in given}
+    model = {name: changed.pop(name) for name in ("model_path", "checkpoint") if name in changed}
+    notes: dict[str, Any] = {}
+    if model:
+        notes = {
+            "model": {name: os.path.abspath(path) for name, path in model.items()},
+            "weights": {"vae": job["weights"].get("vae")},
+            "planned_with": {name: job[name] for name in ("model", "settings", "weights")},
+        }
+    return Revision(
+        {**changed, "given": pins_text(arrays)},
+        range(film.segments),
+        tuple(group.name for group in film.layout.groups if group.name not in planning),
+        lambda: write_given(folder, arrays),
+        notes,
+    )
+
+
 def extend(old: Film, new: Film) -> Revision:
     """`old` made as long as `new`; nothing that is finished changes. Raises ArgumentError."""
     if new.frames <= old.frames:
@@ -88,6 +129,8 @@ def announced(film: Film, revision: Revision) -> str:
     """What a revision makes again and what it leaves, for people."""
     if not revision.segments:
         return f"all {film.segments} segments stay, the last as far as it went; more follow"
+    if revision.groups:
+        return "its keyframes stay, all other frames are made anew"
     first, last = revision.segments[0] + 1, revision.segments[-1] + 1
     changed = f"segment {first}" if first == last else f"segments {first} to {last}"
     return f"{changed} of {film.segments} will be made again, all others stay"

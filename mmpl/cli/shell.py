@@ -32,27 +32,38 @@ class Terminated(KeyboardInterrupt):
 class Console:
     """Where a command's messages go: stderr, and the log once `open_log` was called.
 
-    With `quiet` only `fail` reaches stderr; the log gets everything.
+    With `quiet` only `fail` reaches stderr; the log gets everything. With `as_json` stderr is for
+    programs: one JSON object a line, with its `event`.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.quiet = name, False
+        self.name, self.quiet, self.as_json = name, False, False
         self._log: TextIO | None = None
 
     def say(self, text: str) -> None:
         """Information, of any number of lines; what users gave must be made `printable` first."""
         self.log(text)
-        if not self.quiet:
+        if not self.quiet and self.as_json:
+            self.tell("message", text=text)
+        elif not self.quiet:
             _to_stderr(text)
+
+    def tell(self, event: str, **fields: object) -> None:
+        """An event for programs; nothing unless `as_json`."""
+        if self.as_json:
+            _to_stderr(json.dumps({"event": event, **fields}))
 
     def warn(self, text: str) -> None:
         self.say(f"{self.name}: warning: {printable(text)}")
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str, code: int) -> None:
         """The one line that says why the command ends without success."""
         line = f"{self.name}: {printable(text)}"
         self.log(line)
-        _to_stderr(line)
+        if self.as_json:
+            self.tell("failed", text=text, code=code)
+        else:
+            _to_stderr(line)
 
     def log(self, text: str) -> None:
         """To the log only. A log that cannot be written any more never ends a job."""
@@ -104,7 +115,7 @@ def run(
             console.log(text)
             _report(code, text)
         else:
-            console.fail(text)
+            console.fail(text, code)
         return code
     finally:
         console.close()

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from mmpl.cli.order import Order
+from mmpl.cli.shell import Console
 from mmpl.film.job import segment_film
 from mmpl.generate import Frames
 from mmpl.media.image import Pixels
@@ -15,11 +16,11 @@ from mmpl.media.video import VideoWriter
 
 
 class Showing:
-    """`with Showing(order) as showing:` writes what it is given, in the order of the film, to a
-    film of each segment in the job folder, and to the preview if one is wanted."""
+    """`with Showing(order, console) as showing:` writes what it is given, in the order of the film,
+    to a film of each segment in the job folder, and to the preview if one is wanted."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
+    def __init__(self, order: Order, console: Console) -> None:
+        self._order, self._console = order, console
         self._preview: PreviewWriter | None = None
         self._segment: VideoWriter | None = None  # the one in hand
 
@@ -48,6 +49,14 @@ class Showing:
         start, stop = film.kept(event.segment)
         if self._segment.frames == stop - start:
             self._segment.__exit__(None, None, None)
+            first, path = film.first_frame(event.segment), self._segment.path
+            self._console.tell(
+                "segment",
+                segment=event.segment + 1,
+                first_frame=first,
+                frames=stop - start,
+                path=path,
+            )
             self._segment = None
 
     def __exit__(

@@ -60,6 +60,7 @@ class Sheet:
         write_png(folder / STORYBOARD, storyboard(title, rows))
         self._current = True
         self._console.say(f"  story    {folder / STORYBOARD}")
+        self._console.tell("storyboard", path=str(folder / STORYBOARD))
 
 
 def segment_label(film: Film, segment: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,14 @@ _SHORT = 40
 @dataclass(frozen=True, slots=True)
 class Revision:
     """A job changed on purpose: its new settings, by name, and the segments, from 0, that have to
-    be made again. `prepare` writes what they are made from, before anything else changes."""
+    be made again, or of these the `groups` alone. `prepare` writes what they are made from, before
+    anything else changes. `notes`: what else changes in the job."""
 
     settings: Mapping[str, Any]
     segments: range
+    groups: tuple[str, ...] = ()
     prepare: Callable[[], None] = lambda: None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def settings_of(film: Film) -> dict[str, Any]:
@@ -128,31 +131,42 @@ def sweep(folder: Path) -> None:
 
 def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
     """The job after a revision."""
-    return {**job, "settings": {**job["settings"], **revision.settings}}
+    return {**job, "settings": {**job["settings"], **revision.settings}, **revision.notes}
 
 
 def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
     """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
     is interrupted, the folder is that of one of the two, whole. Raises OutputError."""
     revision.prepare()
-    stale = [folder / STORYBOARD, folder / REPORT]
+    stale = [folder / REPORT]
     for segment in revision.segments:
-        names = [*folder.glob(f"segment_{segment + 1:04d}.*.safetensors")]
-        names += (folder / KEYFRAMES).glob(f"segment_{segment + 1:04d}.*.png")
-        names.append(folder / segment_film(segment))
+        name = f"segment_{segment + 1:04d}"
+        stale.append(folder / segment_film(segment))
+        if revision.groups:
+            stale += [folder / f"{name}.{group}.safetensors" for group in revision.groups]
+            continue
         first = segment == revision.segments[0]
-        stale += [path for path in names if not (first and path.name.split(".")[1] == SEEDS)]
-    durable.remove(stale)
+        latents = folder.glob(f"{name}.*.safetensors")
+        stale += [path for path in latents if not (first and path.name.split(".")[1] == SEEDS)]
+        stale += (folder / KEYFRAMES).glob(f"{name}.*.png")
+    if not revision.groups:
+        stale.append(folder / STORYBOARD)
+    durable.remove([path for path in stale if path.exists()])
     write_job(folder, job)
 
 
 def require_same(folder: Path, found: Mapping[str, Any], job: Mapping[str, Any]) -> None:
     """Raises ResumeError, with every difference, unless `found` in `folder` is `job`.
 
-    Only the tables and entries of `job` count.
+    Only the tables and entries of `job` count, and of weights only those that `found` names: a
+    film that was planned with another model names the VAE alone.
     """
     there, here = _entries(found, job), _entries(job, job)
-    changed = [name for name in here if there.get(name) != here[name]]
+    changed = [
+        name
+        for name in here
+        if there.get(name) != here[name] and (name in there or not name.startswith("weights "))
+    ]
     if changed:
         raise ResumeError(
             "this job folder belongs to another film",
@@ -170,8 +184,8 @@ def _entries(job: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any
         entries = job.get(table)
         prefix = "" if table == "settings" else f"{table} "
         for name in wanted.get(table, {}):
-            value = entries.get(name) if isinstance(entries, Mapping) else None
-            found[prefix + name] = json.loads(json.dumps(value))
+            if isinstance(entries, Mapping) and name in entries:
+                found[prefix + name] = json.loads(json.dumps(entries[name]))
     return found
 
 

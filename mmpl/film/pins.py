@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmpl.errors import ArgumentError
-from mmpl.layout.timeline import Chain, latent_of, locate, needed_latents, segments_for
+from mmpl.layout.timeline import Chain, latent_of, locate, segments_for
 
 if TYPE_CHECKING:  # numpy takes a moment that --help need not wait for
     import numpy as np
@@ -89,8 +89,9 @@ def landing(chain: Chain, frames: int, lead: int, frame: int) -> tuple[int, int]
     return segment, latent_of(chain, own)
 
 
-def read_pins(text: str, chain: Chain, frames: int) -> tuple[Pin, ...]:
-    """The pins of a text, for a film of `frames` pixel frames. Raises ArgumentError."""
+def read_pins(text: str, chain: Chain, latents: int, frames: int) -> tuple[Pin, ...]:
+    """The pins of a text, for a film of `frames` pixel frames whose segments have `latents` latent
+    frames. Raises ArgumentError."""
     pins = []
     for word in filter(None, text.split(",")):
         match = _PIN.fullmatch(word.strip())
@@ -100,8 +101,7 @@ def read_pins(text: str, chain: Chain, frames: int) -> tuple[Pin, ...]:
             )
         pins.append(Pin(int(match[1]) - 1, int(match[2]), match[3]))
     for pin in pins:
-        inside = 0 <= pin.segment < segments_for(chain, frames)
-        if not (inside and pin.latent in needed_latents(chain, pin.segment, frames)):
+        if not (0 <= pin.segment < segments_for(chain, frames) and pin.latent < latents):
             raise ArgumentError(
                 "a given frame is outside the film",
                 got=f"segment {pin.segment + 1}, latent frame {pin.latent}",

@@ -177,7 +177,7 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
         script=read_script(request.prompt, chain, made, fps),
         cuts=read_cuts(request.cut, chain, made, fps),
         segment_seeds=read_seeds(request.segment_seeds, chain, made, fps),
-        pins=read_pins(request.given, chain, made),
+        pins=read_pins(request.given, chain, layout.frames, made),
         lead=request.lead,
         negative_prompt=_given(request.negative_prompt, defaults.negative_prompt),
         seed=request.seed,

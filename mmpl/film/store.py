@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmpl.errors import InputError
-from mmpl.film.job import file_name, read_job, require_same, write_job
+from mmpl.film.job import TABLES, file_name, read_job, require_same, write_job
 from mmpl.layout.work import Task, Work
 from mmpl.media import durable
 
@@ -43,8 +43,11 @@ class Store:
         found = read_job(self.folder)
         if found is None:
             write_job(self.folder, {**job, **(notes or {})})
-        else:
-            require_same(self.folder, found, job)
+            return
+        require_same(self.folder, found, job)
+        if any(found[table].keys() < job[table].keys() for table in TABLES):
+            # Planned with other weights: which ones it goes on with is known from here on.
+            write_job(self.folder, {**found, **job, **(notes or {})})
 
     def put(self, task: Task, z_BCTHW: Tensor) -> None:
         """Makes the latents of a task durable. Raises OutputError."""

@@ -113,7 +113,7 @@ def test_quiet_console_says_only_failures(
     console.quiet = True
     console.say("a\nb")
     console.warn("c")
-    console.fail("d")
+    console.fail("d", 1)
     console.close()
     assert capsys.readouterr().err == "x: d\n"
     lines = (tmp_path / "log").read_text().splitlines()
@@ -133,7 +133,7 @@ def test_a_full_log_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "stdout", None)
-    Console("x").fail("nobody hears it")
+    Console("x").fail("nobody hears it", 1)
     print_result("nobody sees it")
 
 

@@ -62,7 +62,7 @@ def test_every_moment_lands_on_the_latent_that_shows_it(
     own = lead + frame - CHAIN.step * segment
     start, stop = kept_frames(CHAIN, segment, lead + frames)
     assert start <= own < stop
-    (pin,) = read_pins(pins_text([Pin(segment, latent, "0" * 16)]), CHAIN, lead + frames)
+    (pin,) = read_pins(pins_text([Pin(segment, latent, "0" * 16)]), CHAIN, 21, lead + frames)
     assert (pin.segment, pin.latent) == (segment, latent)
 
 
@@ -87,11 +87,11 @@ def test_moments_outside_the_film_are_refused(frames: int, frame: int) -> None:
 )
 def test_texts_that_are_no_pins_are_refused(text: str) -> None:
     with pytest.raises(ArgumentError):
-        read_pins(text, CHAIN, 100)
+        read_pins(text, CHAIN, 21, 100)
 
 
 def test_two_pictures_for_one_moment_are_refused() -> None:
     pins = [Pin(0, 3, "0" * 16), Pin(0, 3, "1" * 16)]
     with pytest.raises(ArgumentError, match="segment 1, latent frame 3"):
-        read_pins(pins_text(pins), CHAIN, 100)
+        read_pins(pins_text(pins), CHAIN, 21, 100)
     assert segments_for(CHAIN, 100) == 2
