@@ -22,8 +22,8 @@ from mmpl.cli.flags import (
     wants_help,
     whole,
 )
-from mmpl.cli.gen import EMBEDDED_MODEL
 from mmpl.cli.job import RANDOM_SEEDS, film_for
+from mmpl.cli.model import EMBEDDED_MODEL
 from mmpl.cli.shell import Console, cores, print_result, run
 from mmpl.film.settings import Film, Request
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,25 +17,22 @@ from typing import Any
 
 from mmpl import __version__
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.checkpoint.folder import ModelFolder, check_folder, open_folder
-from mmpl.cli import arguments, flags, job, pictures
+from mmpl.checkpoint.folder import open_folder
+from mmpl.cli import arguments, job, model, pictures
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
-from mmpl.cli.order import Order
+from mmpl.cli.model import model_folder, require_embedded
+from mmpl.cli.order import OUTPUT, Order, order_of
 from mmpl.cli.place import Place, end_with_parent, place
-from mmpl.cli.shell import Console, cores, print_result, printable, run
-from mmpl.errors import ArgumentError, CheckpointError, InputError, MmplError, OutputError
-from mmpl.film.job import FINISHED, JOB_FILE, PREVIEW, STORYBOARD, read_job
-from mmpl.film.pins import with_pictures
-from mmpl.film.settings import Film
+from mmpl.cli.shell import Console, print_result, printable, run
+from mmpl.errors import ArgumentError, InputError, MmplError, OutputError
+from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
 from mmpl.film.space import latent_bytes, video_bytes
 from mmpl.layout.work import plan_work
 from mmpl.media.durable import check_writable, require_space
 from mmpl.train.grammar import unknown_words
 
 NAME = "mmpl-gen"
-EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
-OUTPUT = "film.mp4"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +57,7 @@ def _command(argv: list[str], console: Console) -> int:
     if verb == "inspect":
         from mmpl.cli.inspect import report  # takes a moment that --help need not wait for
 
-        print_result(report(subject, _program(), EMBEDDED_MODEL))
+        print_result(report(subject, _program(), model.EMBEDDED_MODEL))
         return 0
     if verb in GO_ON:
         _check_job(subject, words)
@@ -74,9 +70,12 @@ def _command(argv: list[str], console: Console) -> int:
     record = job.Record({}, {}, {}) if config is None else job.read_record(config)
     if verb in GO_ON and record.output is not None:
         given = {"output": record.output, **given}
-    if verb in REVISE or _finishes(verb, given, record):
-        given = _revised(verb, record, given, console)
-        argv = ["resume", subject, *_flags_again(words)]
+    if verb in (*REVISE, "populate"):
+        from mmpl.cli import revise
+
+        if revise.changes(verb, given, record):
+            given = revise.revised(verb, record, given, console)
+            argv = ["resume", subject, *revise.flags_again(words)]
     recorded = pictures.settings_of(record, given, goes_on=verb in GO_ON)
     settings = {**job.merge(given, recorded), **(here.settings if here else {})}
     if "examples" in given:
@@ -85,54 +84,6 @@ def _command(argv: list[str], console: Console) -> int:
     if "dry_run" in settings:
         return _predict(settings, console)
     return _make({**settings, "only_plan": verb == "plan"}, record, here, argv, console)
-
-
-def _revised(
-    verb: str, record: job.Record, given: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
-    """What is given, with the revision of the job that it means; says what that changes."""
-    from mmpl.cli import revise
-
-    def film(settings: Mapping[str, Any]) -> Film:
-        folder, _ = _model_folder(settings)
-        return job.film_for(job.request_of(settings, settings["seed"]), folder)
-
-    old = film(record.settings)
-    if verb == "reroll":
-        revision = revise.reroll(old, given, Path(given["job_dir"]))
-        rest = {name: value for name, value in given.items() if name not in revise.REROLL}
-    elif verb == "extend":
-        revision = revise.extend(old, film(job.merge(given, record.settings)))
-        rest = {name: value for name, value in given.items() if name not in job.LENGTHS}
-    else:
-        folder = Path(given["job_dir"])
-        revision = revise.finish(old, given, read_job(folder) or {}, folder)
-        rest = dict(given)
-    console.say(f"{rest['job_dir']}: {revise.announced(old, revision)}")
-    return {"overwrite": True, **rest, **revision.settings, "revision": revision}
-
-
-def _finishes(verb: str, given: Mapping[str, Any], record: job.Record) -> bool:
-    """Whether a film is to be populated otherwise than it was planned."""
-    if verb != "populate":
-        return False
-    from mmpl.cli.revise import FINISH
-
-    return any(name in given and given[name] != record.settings.get(name) for name in FINISH)
-
-
-def _flags_again(words: list[str]) -> list[str]:
-    """The flags of a revision for the processes that carry it out, when it is in the job."""
-    from mmpl.cli import revise
-
-    texts = flags.parse_texts(arguments.GEN, words)
-    said = (*revise.REROLL, *revise.FINISH, *job.LENGTHS)
-    again = [
-        f"--{name}={text}" if text else f"--{name}"
-        for name, text in texts.items()
-        if name not in said
-    ]
-    return [*again, *([] if "overwrite" in texts else ["--overwrite"])]
 
 
 def _check_job(folder: str, words: list[str]) -> None:
@@ -152,7 +103,7 @@ def _predict(settings: Mapping[str, Any], console: Console) -> int:
     from mmpl.cli import dry_run
 
     request = job.request_of({"prompt": "any", **settings}, 0)
-    folder, _ = _model_folder(settings)
+    folder, _ = model_folder(settings)
     film = job.film_for(request, folder)
     dry_run.show(dry_run.plan_of(film, folder, settings), settings, console)
     return 0
@@ -172,7 +123,7 @@ def _make(
     if here is None:
         settings = {"job_dir": f"{settings.get('output', OUTPUT)}.job", **settings}
     settings = job.resumed(settings)
-    order = _order(settings, record, here, console)
+    order = order_of(settings, record, here, console)
     speaks = here is None or here.speaks
     if speaks and not order.only_plan and _is_complete(order, settings, console):
         if order.job_dir is not None:
@@ -203,65 +154,6 @@ def _make(
     return 0
 
 
-def _order(
-    settings: Mapping[str, Any], record: job.Record, here: Place | None, console: Console
-) -> Order:
-    """What is to be made, checked as far as can be before anything is loaded or written."""
-    from mmpl.cli import parallel
-    from mmpl.media.video import check_size
-
-    output = settings.get("output", OUTPUT)
-    request = job.request_of(settings, _seed(settings, here))
-    folder, model = _model_folder(settings)
-    film, seen = job.film_for(request, folder), None
-    check_size(film.width, film.height)
-    inputs = pictures.named({**record.inputs, **settings})
-    if pictures.named(settings):
-        seen, landings = pictures.load(inputs, film)
-        request = with_pictures(request, film, seen, folder.defaults.layout_i2v)
-        pictures.require_recorded(request.given, settings.get("given"), inputs)
-        film = job.film_for(request, folder)
-        for line in landings:
-            console.say(line)
-    if settings["only_plan"] and "job_dir" not in settings:
-        raise ArgumentError("a storyboard needs a job folder", todo="give --job_dir")
-    return Order(
-        request=request,
-        film=film,
-        inputs=inputs,
-        pictures=seen,
-        clip=pictures.clip_of(inputs, film),
-        preview=_preview(settings, output),
-        folder=folder,
-        model=model,
-        machine=_machine(settings),
-        output=output,
-        only_plan=settings["only_plan"],
-        keep_metadata="no_metadata" not in settings,
-        weights=record.weights,
-        program=settings["program"],
-        job_dir=settings.get("job_dir"),
-        schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
-        place=here,
-        patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
-        mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
-    )
-
-
-def _preview(settings: Mapping[str, Any], output: str) -> str | None:
-    """Where the growing film is written, if one is wanted: by default into the job folder."""
-    path = settings.get("preview")
-    if path == "":
-        if "job_dir" not in settings:
-            raise ArgumentError("a preview needs a name", todo="give --preview FILE.mp4")
-        path = str(Path(settings["job_dir"], PREVIEW))
-    elif path is not None:
-        check_writable(path, overwrite=True)
-        if os.path.abspath(path) == os.path.abspath(output):
-            raise ArgumentError("preview and output are one file", got=path, wanted="two names")
-    return path
-
-
 def _is_complete(order: Order, settings: Mapping[str, Any], console: Console) -> bool:
     """Whether the output is there and is this film; raises where it is another or cannot be."""
     exists = check_writable(order.output, overwrite=True)
@@ -279,44 +171,6 @@ def _is_complete(order: Order, settings: Mapping[str, Any], console: Console) ->
         "--overwrite makes this one again"
     )
     return True
-
-
-def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
-    seed = settings.get("seed", -1)
-    if seed != -1:
-        return seed
-    if here is not None:
-        raise ArgumentError(
-            "several processes need one seed", got="a random one for each", todo="give --seed"
-        )
-    return secrets.randbelow(job.RANDOM_SEEDS)
-
-
-def _model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
-    """The checked folder, and the flags that name it and its checkpoint."""
-    model = {name: settings[name] for name in ("model_path", "checkpoint") if name in settings}
-    _require_embedded(model)
-    folder = model.get("model_path", EMBEDDED_MODEL)
-    if "checkpoint" in model and not os.path.lexists(model["checkpoint"]):
-        beside = os.path.join(folder, model["checkpoint"])
-        if os.path.lexists(beside):  # people keep checkpoints in the folder they belong to
-            model["checkpoint"] = beside
-    return check_folder(folder, checkpoint=model.get("checkpoint")), model
-
-
-def _require_embedded(model: Mapping[str, Any]) -> None:
-    if "model_path" not in model and not EMBEDDED_MODEL.is_dir():
-        raise CheckpointError(
-            "the embedded model is not there",
-            where=str(EMBEDDED_MODEL),
-            todo="run from a whole checkout, or give --model_path",
-        )
-
-
-def _machine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Device, dtype, attention and threads; what is left to `auto` needs torch to be told."""
-    auto = {name: "auto" for name in ("device", "dtype", "attention")} | {"threads": cores()}
-    return {name: settings.get(name, value) for name, value in auto.items()}
 
 
 def _log_path(log: str, output: str) -> str:
@@ -358,8 +212,8 @@ def _check_space(order: Order, console: Console) -> None:
 
 
 def _print_examples(settings: Mapping[str, Any], console: Console) -> None:
-    _require_embedded(settings)
-    examples = open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults.examples
+    require_embedded(settings)
+    examples = open_folder(settings.get("model_path", model.EMBEDDED_MODEL)).defaults.examples
     if not examples:
         console.say("this model names no examples: any prompt will do")
     for example in examples:
@@ -371,7 +225,7 @@ def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:
     try:
         words = [word for word in argv if not wants_help([word])]
         settings = arguments.parse(arguments.split(words)[2])
-        return open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults
+        return open_folder(settings.get("model_path", model.EMBEDDED_MODEL)).defaults
     except MmplError:
         return None
 

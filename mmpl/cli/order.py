@@ -1,17 +1,28 @@
-"""A film to make, as the flags mean it. No torch here."""
+"""A film to make, as the flags mean it, and how they come to mean it. No torch here."""
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
+from mmpl.cli import job, pictures
+from mmpl.cli.model import model_folder
 from mmpl.cli.pictures import Clip
 from mmpl.cli.place import Place
-from mmpl.film.pins import Pictures
+from mmpl.cli.shell import Console, cores
+from mmpl.errors import ArgumentError
+from mmpl.film.job import PREVIEW
+from mmpl.film.pins import Pictures, with_pictures
 from mmpl.film.settings import Film, Request
 from mmpl.layout.mesh import Mesh
+from mmpl.media.durable import check_writable
+
+OUTPUT = "film.mp4"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,3 +62,79 @@ class Order:
     def leads(self) -> bool:
         """Whether this process writes what all of them make."""
         return self.place is None or self.place.rank == 0
+
+
+def order_of(
+    settings: Mapping[str, Any], record: job.Record, here: Place | None, console: Console
+) -> Order:
+    """What is to be made, checked as far as can be before anything is loaded or written."""
+    from mmpl.cli import parallel
+    from mmpl.media.video import check_size
+
+    output = settings.get("output", OUTPUT)
+    request = job.request_of(settings, _seed(settings, here))
+    folder, model = model_folder(settings)
+    film, seen = job.film_for(request, folder), None
+    check_size(film.width, film.height)
+    inputs = pictures.named({**record.inputs, **settings})
+    if pictures.named(settings):
+        seen, landings = pictures.load(inputs, film)
+        request = with_pictures(request, film, seen, folder.defaults.layout_i2v)
+        pictures.require_recorded(request.given, settings.get("given"), inputs)
+        film = job.film_for(request, folder)
+        for line in landings:
+            console.say(line)
+    if settings["only_plan"] and "job_dir" not in settings:
+        raise ArgumentError("a storyboard needs a job folder", todo="give --job_dir")
+    return Order(
+        request=request,
+        film=film,
+        inputs=inputs,
+        pictures=seen,
+        clip=pictures.clip_of(inputs, film),
+        preview=_preview(settings, output),
+        folder=folder,
+        model=model,
+        machine=_machine(settings),
+        output=output,
+        only_plan=settings["only_plan"],
+        keep_metadata="no_metadata" not in settings,
+        weights=record.weights,
+        program=settings["program"],
+        job_dir=settings.get("job_dir"),
+        schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
+        place=here,
+        patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
+        mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
+    )
+
+
+def _preview(settings: Mapping[str, Any], output: str) -> str | None:
+    """Where the growing film is written, if one is wanted: by default into the job folder."""
+    path = settings.get("preview")
+    if path == "":
+        if "job_dir" not in settings:
+            raise ArgumentError("a preview needs a name", todo="give --preview FILE.mp4")
+        path = str(Path(settings["job_dir"], PREVIEW))
+    elif path is not None:
+        check_writable(path, overwrite=True)
+        if os.path.abspath(path) == os.path.abspath(output):
+            raise ArgumentError("preview and output are one file", got=path, wanted="two names")
+    return path
+
+
+def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
+    seed = settings.get("seed", -1)
+    if seed != -1:
+        return seed
+    if here is not None:
+        raise ArgumentError(
+            "several processes need one seed", got="a random one for each", todo="give --seed"
+        )
+    return secrets.randbelow(job.RANDOM_SEEDS)
+
+
+def _machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Device, dtype, attention and threads; what is left to `auto` needs torch to be told."""
+    auto = {name: "auto" for name in ("device", "dtype", "attention")} | {"threads": cores()}
+    return {name: settings.get(name, value) for name, value in auto.items()}

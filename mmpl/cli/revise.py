@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmpl.cli.job import RANDOM_SEEDS
+from mmpl.cli import arguments, flags
+from mmpl.cli.job import LENGTHS, RANDOM_SEEDS, Record, film_for, merge, request_of
+from mmpl.cli.model import model_folder
+from mmpl.cli.shell import Console
 from mmpl.errors import ArgumentError
 from mmpl.film.given_file import read_given, write_given
-from mmpl.film.job import Revision
+from mmpl.film.job import Revision, read_job
 from mmpl.film.pins import Pin, kept_pin, pins_text
 from mmpl.film.script import Cue, script_text, seeds_text
 from mmpl.film.settings import LARGEST_SEED, Film
@@ -147,3 +150,47 @@ def _with_prompt(film: Film, segment: int, prompt: str) -> list[Cue]:
     if len(cues) > 1:
         cues = [replace(cue, prompt=" ".join(cue.prompt.split())) for cue in cues]
     return cues
+
+
+def revised(
+    verb: str, record: Record, given: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """What is given, with the revision of the job that it means; says what that changes."""
+
+    def film(settings: Mapping[str, Any]) -> Film:
+        folder, _ = model_folder(settings)
+        return film_for(request_of(settings, settings["seed"]), folder)
+
+    old = film(record.settings)
+    if verb == "reroll":
+        revision = reroll(old, given, Path(given["job_dir"]))
+        rest = {name: value for name, value in given.items() if name not in REROLL}
+    elif verb == "extend":
+        revision = extend(old, film(merge(given, record.settings)))
+        rest = {name: value for name, value in given.items() if name not in LENGTHS}
+    else:
+        folder = Path(given["job_dir"])
+        revision = finish(old, given, read_job(folder) or {}, folder)
+        rest = dict(given)
+    console.say(f"{rest['job_dir']}: {announced(old, revision)}")
+    return {"overwrite": True, **rest, **revision.settings, "revision": revision}
+
+
+def changes(verb: str, given: Mapping[str, Any], record: Record) -> bool:
+    """Whether the job is to be changed: `populate` does if flags say otherwise than it was planned
+    with."""
+    if verb != "populate":
+        return True
+    return any(name in given and given[name] != record.settings.get(name) for name in FINISH)
+
+
+def flags_again(words: list[str]) -> list[str]:
+    """The flags of a revision for the processes that carry it out, when it is in the job."""
+    texts = flags.parse_texts(arguments.GEN, words)
+    said = (*REROLL, *FINISH, *LENGTHS)
+    again = [
+        f"--{name}={text}" if text else f"--{name}"
+        for name, text in texts.items()
+        if name not in said
+    ]
+    return [*again, *([] if "overwrite" in texts else ["--overwrite"])]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmpl.cli import gen as gen_module
+from mmpl.cli import model as model_module
 from mmpl.media.video import probe, read_frames, read_metadata
 from tests.checkpoint import worlds
 from tests.cli.conftest import PROMPT, ROOT, SIZE, Gen, shell, write_model
@@ -247,15 +247,15 @@ def test_examples(gen: Gen, bundle: Path, sized_bundle: Path) -> None:
 def test_the_embedded_model_is_the_default(
     gen: Gen, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert gen_module.EMBEDDED_MODEL == ROOT / "weights" / "tiny"
-    monkeypatch.setattr(gen_module, "EMBEDDED_MODEL", bundle)
+    assert model_module.EMBEDDED_MODEL == ROOT / "weights" / "tiny"
+    monkeypatch.setattr(model_module, "EMBEDDED_MODEL", bundle)
     flags = ("--prompt", PROMPT, "--num_frames", 1, "--steps", 1)
     code, _, err = gen(*flags, plain=True)
     assert code == 0
     assert "--model_path" not in again(err)
     assert "model_path" not in settings_of()
     assert "[64x64]" in gen("--help", plain=True)[1]
-    monkeypatch.setattr(gen_module, "EMBEDDED_MODEL", tmp_path / "gone")
+    monkeypatch.setattr(model_module, "EMBEDDED_MODEL", tmp_path / "gone")
     code, _, err = gen(*flags, plain=True)
     assert code == 3
     assert "--model_path" in err
