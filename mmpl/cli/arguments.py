@@ -258,6 +258,10 @@ FLAGS = (
         "given beside it win",
     ),
     Flag(
+        "jobs", FILES, "FILE.jsonl", "many films, from one load of the model: a JSON object a line "
+        "with the flags of a film, its output among them",
+    ),
+    Flag(
         "log", FILES, "FILE", "add all messages to this file; without a name, to one beside the "
         "output", bare="",
     ),

@@ -22,9 +22,9 @@ from mmpl.cli import arguments, job, model, pictures
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
 from mmpl.cli.model import model_folder, require_embedded
-from mmpl.cli.order import OUTPUT, Order, order_of
+from mmpl.cli.order import OUTPUT, Order, Shelf, order_of
 from mmpl.cli.place import Place, end_with_parent, place
-from mmpl.cli.shell import Console, print_result, printable, run
+from mmpl.cli.shell import Console, explain, print_result, printable, run
 from mmpl.errors import ArgumentError, InputError, MmplError, OutputError
 from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
 from mmpl.film.space import latent_bytes, video_bytes
@@ -59,13 +59,12 @@ def _command(argv: list[str], console: Console) -> int:
 
         print_result(report(subject, _program(), model.EMBEDDED_MODEL))
         return 0
+    for name in ("segment", "keep_tail"):
+        if name in given and verb != "reroll":
+            raise ArgumentError(f"--{name} belongs to reroll", got=verb or "no verb")
     if verb in GO_ON:
         _check_job(subject, words)
         given = {"job_dir": subject, **given}
-    elif "segment" in given:
-        raise ArgumentError("--segment belongs to reroll", got=verb or "no verb")
-    if "keep_tail" in given and verb != "reroll":
-        raise ArgumentError("--keep_tail belongs to reroll", got=verb or "no verb")
     config = subject if verb in GO_ON else given.get("config")
     record = job.Record({}, {}, {}) if config is None else job.read_record(config)
     if verb in GO_ON and record.output is not None:
@@ -78,12 +77,29 @@ def _command(argv: list[str], console: Console) -> int:
             argv = ["resume", subject, *revise.flags_again(words)]
     recorded = pictures.settings_of(record, given, goes_on=verb in GO_ON)
     settings = {**job.merge(given, recorded), **(here.settings if here else {})}
-    if "examples" in given:
-        _print_examples(settings, console)
-        return 0
-    if "dry_run" in settings:
-        return _predict(settings, console)
-    return _make({**settings, "only_plan": verb == "plan"}, record, here, argv, console)
+    settings["only_plan"] = verb == "plan"
+    for name, act in (("jobs", _make_all), ("examples", _print_examples), ("dry_run", _predict)):
+        if name in given:
+            return act(settings, console)
+    return _make(settings, record, here, argv, console)
+
+
+def _make_all(settings: dict[str, Any], console: Console) -> int:
+    """Makes the films of a file, one after the other; what fails in one does not end the others.
+    The exit code is that of the first failure."""
+    from mmpl.cli.batch import read_films  # takes a moment that --help need not wait for
+
+    films = read_films(settings.pop("jobs"), settings)
+    shelf: Shelf = {}
+    code = 0
+    for film in films:
+        try:
+            _make(film, job.Record({}, {}, {}), None, [], console, shelf)
+        except Exception as error:  # noqa: BLE001  said here, with its exit code
+            failed, text = explain(error)
+            console.fail(f"{film['output']}: {text}", failed)
+            code = code or failed
+    return code
 
 
 def _check_job(folder: str, words: list[str]) -> None:
@@ -115,7 +131,9 @@ def _make(
     here: Place | None,
     argv: list[str],
     console: Console,
+    shelf: Shelf | None = None,
 ) -> int:
+    """Makes one film, or says that it is there; `shelf` keeps the model for the next one."""
     from mmpl.cli import parallel  # takes a moment that --help need not wait for
 
     devices = parallel.devices(settings) if here is None else []
@@ -146,7 +164,7 @@ def _make(
         else:
             from mmpl.cli.make import make  # torch comes with it
 
-            make(order, console)
+            make(order, console, shelf)
     if order.leads:
         print_result(
             str(Path(order.job_dir or "", STORYBOARD)) if order.only_plan else order.output
@@ -211,13 +229,14 @@ def _check_space(order: Order, console: Console) -> None:
         console.warn(f"the disk may fill up: {error.got}, this film can take {error.wanted}")
 
 
-def _print_examples(settings: Mapping[str, Any], console: Console) -> None:
+def _print_examples(settings: Mapping[str, Any], console: Console) -> int:
     require_embedded(settings)
     examples = open_folder(settings.get("model_path", model.EMBEDDED_MODEL)).defaults.examples
     if not examples:
         console.say("this model names no examples: any prompt will do")
     for example in examples:
         print_result(printable(example))
+    return 0
 
 
 def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:

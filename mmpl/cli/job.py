@@ -68,22 +68,25 @@ def read_record(path: str) -> Record:
     else:
         content = read_json(Path(path, JOB_FILE) if os.path.isdir(path) else Path(path))
     settings = _table(content, "settings", content, path)
-    values = _values({**settings, **_table(content, "model", {}, path)}, path)
+    values = read_settings({**settings, **_table(content, "model", {}, path)}, path)
     return Record(
         values,
         _table(content, "weights", {}, path),
         _table(content, "files", {}, path),
         output if isinstance(output := content.get("output"), str) else None,
-        _values(_table(content, "inputs", {}, path), path),
+        read_settings(_table(content, "inputs", {}, path), path),
     )
 
 
-def _values(table: Settings, path: str) -> dict[str, Any]:
-    """The values of a table of a job file, each read as the flag of its name."""
+def read_settings(
+    table: Settings, path: str, groups: tuple[str, ...] = JOB_GROUPS
+) -> dict[str, Any]:
+    """The values of a table of the file at `path`, each read as the flag of its name, which must be
+    of one of `groups`. Raises InputError and ArgumentError."""
     texts = {}
     for name, value in table.items():
         flag = BY_NAME.get(name)
-        if flag is None or flag.group not in JOB_GROUPS:
+        if flag is None or flag.group not in groups:
             raise InputError(
                 "unknown setting",
                 where=path,

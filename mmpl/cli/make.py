@@ -18,7 +18,7 @@ import torch
 from mmpl import __version__
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
-from mmpl.cli.order import Order
+from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
 from mmpl.cli.pictures import load as load_pictures
 from mmpl.cli.place import Place
@@ -50,10 +50,13 @@ from mmpl.wan.attention import resolve_attention
 from mmpl.wan.tokenizer import clean_prompt
 
 
-def make(order: Order, console: Console) -> None:
-    """Makes the film of `order`. Returns only when it is on disk and reads back whole."""
+def make(order: Order, console: Console, shelf: Shelf | None = None) -> None:
+    """Makes the film of `order`. Returns only when it is on disk and reads back whole.
+
+    `shelf` holds the model that was loaded last, for films that are made with the same.
+    """
     try:
-        seconds, engine = _make(order, console)
+        seconds, engine = _make(order, console, {} if shelf is None else shelf)
     except BaseException as error:
         _note_what_is_kept(order, error)
         raise
@@ -75,7 +78,7 @@ def make(order: Order, console: Console) -> None:
     console.tell("finished", output=order.output, seconds=seconds)
 
 
-def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, Any]]:
+def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds per phase, and the device, dtype, attention and threads that were taken."""
     start = time.monotonic()
     torch.set_num_threads(order.machine["threads"])
@@ -83,12 +86,7 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
     crew = None if order.place is None else Crew(order.place, device, order.patience_s)
     dtype = _dtype(order.machine["dtype"], device)
     attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
-    model = load_model(
-        order.folder.path,
-        checkpoint=order.model.get("checkpoint"),
-        dtype=getattr(torch, dtype),
-        device=device,
-    )
+    model = _model(order, device, getattr(torch, dtype), shelf)
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
@@ -135,6 +133,17 @@ def _make(order: Order, console: Console) -> tuple[dict[str, float], dict[str, A
             if store is not None:
                 write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
+
+
+def _model(order: Order, device: torch.device, dtype: torch.dtype, shelf: Shelf) -> Model:
+    checkpoint = order.model.get("checkpoint")
+    wanted = os.path.abspath(order.folder.path), checkpoint, device, dtype
+    if wanted not in shelf:
+        shelf.clear()  # before another is loaded: there may be room for one alone
+        shelf[wanted] = load_model(
+            order.folder.path, checkpoint=checkpoint, dtype=dtype, device=device
+        )
+    return shelf[wanted]
 
 
 def _given(order: Order, model: Model) -> Given:

@@ -23,6 +23,7 @@ from mmpl.layout.mesh import Mesh
 from mmpl.media.durable import check_writable
 
 OUTPUT = "film.mp4"
+Shelf = dict[tuple[object, ...], Any]  # the model that was loaded last, by all that makes it
 
 
 @dataclass(frozen=True, slots=True, eq=False)

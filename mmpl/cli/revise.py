@@ -16,7 +16,7 @@ from mmpl.cli import arguments, flags
 from mmpl.cli.job import LENGTHS, RANDOM_SEEDS, Record, film_for, merge, request_of
 from mmpl.cli.model import model_folder
 from mmpl.cli.shell import Console
-from mmpl.errors import ArgumentError
+from mmpl.errors import ArgumentError, ResumeError
 from mmpl.film.given_file import read_given, write_given
 from mmpl.film.job import Revision, read_job
 from mmpl.film.pins import Pin, kept_pin, pins_text
@@ -103,6 +103,7 @@ def finish(film: Film, given: Mapping[str, Any], job: Mapping[str, Any], folder:
     model = {name: changed.pop(name) for name in ("model_path", "checkpoint") if name in changed}
     notes: dict[str, Any] = {}
     if model:
+        _require_same_vae(folder, job, model)
         notes = {
             "model": {name: os.path.abspath(path) for name, path in model.items()},
             "weights": {"vae": job["weights"].get("vae")},
@@ -115,6 +116,20 @@ def finish(film: Film, given: Mapping[str, Any], job: Mapping[str, Any], folder:
         lambda: write_given(folder, arrays),
         notes,
     )
+
+
+def _require_same_vae(folder: Path, job: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuses a model to which the keyframes would be other pictures, where that is known before
+    it is loaded."""
+    planned, other = job["weights"].get("vae"), model_folder(model)[0].digests.get("vae")
+    if other is not None and planned != other:
+        raise ResumeError(
+            "the film was planned in other latents than this model has",
+            where=str(folder),
+            got=f"VAE {other[:16]}",
+            wanted=f"VAE {str(planned)[:16]}",
+            todo="give a model with the same VAE",
+        )
 
 
 def extend(old: Film, new: Film) -> Revision:
