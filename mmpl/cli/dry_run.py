@@ -22,7 +22,7 @@ from mmpl.layout.gantt import gantt_svg, gantt_text
 from mmpl.layout.layout import Layout
 from mmpl.layout.mesh import Choice, Machine, Mesh, Sizes, choose_mesh, rank_bytes, stage_costs
 from mmpl.layout.schedule import Costs, build_schedule
-from mmpl.layout.simulate import Timeline, makespan_bound, simulate
+from mmpl.layout.simulate import Timeline, makespan_bound, simulate, watch_from_s
 from mmpl.layout.work import Work
 from mmpl.media import durable
 
@@ -46,6 +46,7 @@ class Plan:
 
     work: Work
     seeding: str
+    fps: int
     ranks: int
     mesh: Mesh | None
     mode: str
@@ -81,6 +82,7 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
     return Plan(
         work=film.work,
         seeding=film.seeding,
+        fps=film.fps,
         ranks=ranks,
         mesh=mesh,
         mode=settings.get("schedule", "adaptive"),
@@ -157,6 +159,7 @@ def _numbers(plan: Plan, choice: Choice) -> dict[str, Any]:
         "storyboard_s": timeline.storyboard_s,
         "first_frame_s": timeline.first_frame_s,
         "first_segment_s": timeline.first_segment_s,
+        "watch_from_s": watch_from_s(timeline, plan.work, plan.fps),
         "utilisation": timeline.utilisation,
         "bound_s": makespan_bound(plan.work, choice.mesh.teams, choice.costs),
         "segments": segments,

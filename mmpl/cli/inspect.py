@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmpl.checkpoint.folder import check_folder
+from mmpl.checkpoint.folder import check_folder, part_config
+from mmpl.checkpoint.names import Kind, official
 from mmpl.cli import job
 from mmpl.cli.shell import printable
 from mmpl.errors import InputError, MmplError
-from mmpl.film.job import JOB_FILE, STORYBOARD
+from mmpl.film.job import GIVEN_FILE, JOB_FILE, REPORT, STORYBOARD
 from mmpl.film.settings import Film
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth")
+_NETWORKS: dict[Kind, tuple[str, str]] = {  # and a weight that each has
+    "dit": ("a transformer", "patch_embedding.weight"),
+    "vae": ("a video VAE", "encoder.conv1.weight"),
+    "text": ("a text encoder", "token_embedding.weight"),
+}
+_SIZES = "dim", "num_layers", "z_dim"
 
 
 def report(path: str, program: str, embedded: Path) -> str:
@@ -25,12 +36,14 @@ def report(path: str, program: str, embedded: Path) -> str:
         lines = _model(path)
     elif path.lower().endswith(".mp4"):
         lines = _film(path, program)
+    elif path.lower().endswith(_WEIGHTS):
+        lines = _weights(path)
     else:
         raise InputError(
             "not something to inspect",
             where=path,
             got="nothing there" if not os.path.lexists(path) else "a file of another kind",
-            wanted="a job folder, a film.mp4 or a model folder",
+            wanted="a job folder, a film.mp4, a model folder or a checkpoint",
         )
     return "\n".join(printable(line) for line in lines)
 
@@ -57,6 +70,9 @@ def _job(folder: Path, program: str, embedded: Path) -> Iterator[str]:
         yield f"  {name:9}{done} of {len(tasks)} groups are finished"
     for path in damaged:
         yield f"  damaged  {path}: it will be made again"
+    for name, file in (("pictures", GIVEN_FILE), ("report", REPORT)):
+        if (folder / file).exists():
+            yield f"  {name:9}{folder / file}"
     story = folder / STORYBOARD
     yield f"  story    {story if story.exists() else 'not there yet'}"
     output = record.output or ""
@@ -92,6 +108,34 @@ def _model(path: str) -> Iterator[str]:
         f"  usually  {defaults.width}x{defaults.height} at {defaults.fps} fps, {defaults.solver}, "
         f"{defaults.steps} steps, guidance {defaults.guidance_scale:g}, shift {defaults.shift:g}"
     )
+
+
+def _weights(path: str) -> Iterator[str]:
+    """A file of weights: how many, in which number formats, and of which network."""
+    from mmpl.checkpoint.read import read_state_dict  # torch comes with it
+
+    flat = read_state_dict(path)
+    formats = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in flat.values())
+    count = sum(tensor.numel() for tensor in flat.values())
+    yield f"{path}: {_network(flat, path)}"
+    yield f"  weights  {len(flat)} tensors, {count:,} numbers"
+    yield "  format   " + ", ".join(f"{n} of {dtype}" for dtype, n in formats.most_common())
+    yield f"  file     {os.stat(path).st_size / 1e6:.1f} MB"
+
+
+def _network(flat: Mapping[str, Any], path: str) -> str:
+    """Which network's weights these are, and its size where the shapes tell all of it."""
+    for part, (name, mark) in _NETWORKS.items():
+        with suppress(MmplError):
+            shapes = {n: tuple(t.shape) for n, t in official(part, flat, where=path).items()}
+            if mark not in shapes:
+                continue
+            with suppress(MmplError):
+                config = part_config(part, shapes, {}, where=path)
+                sizes = (f"{n} {getattr(config, n)}" for n in _SIZES if hasattr(config, n))
+                return f"{name} ({', '.join(sizes)})"
+            return name
+    return "weights of no network that mmpl knows"
 
 
 def _described(film: Film) -> str:

@@ -22,7 +22,7 @@ from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
 from mmpl.cli.pictures import load as load_pictures
 from mmpl.cli.place import Place
-from mmpl.cli.progress import Progress, header, summary
+from mmpl.cli.progress import Progress, clock_time, header, summary
 from mmpl.cli.report import Notes, write_report
 from mmpl.cli.shell import Console
 from mmpl.cli.showing import Showing
@@ -204,7 +204,8 @@ def _write(
             showing.see_before(frame_HWC[None])
         for event in events:
             if isinstance(event, Frames):
-                showing.see(event)
+                if showing.see(event) and event.segment == 0 and order.preview is not None:
+                    _say_when_to_watch(order.preview, progress.meter.watch_in_s, console)
                 writer.write(event.pixels_FHWC)
                 progress.meter.lap("write")
     progress.meter.lap("write")  # finishing and reading back
@@ -217,6 +218,12 @@ def _again(order: Order, engine: Mapping[str, Any]) -> str:
         rest = {**order.inputs, **order.model, **engine}
         words = command(order.film, order.folder.defaults, rest, order.output)
     return f"{order.program} {words}"
+
+
+def _say_when_to_watch(preview: str, watch_in_s: float | None, console: Console) -> None:
+    when = "now" if not watch_in_s else f"in {clock_time(watch_in_s)}"
+    console.say(f"  watch    {preview}: from {when} on it will be there in time to its end")
+    console.tell("watch", path=preview, in_s=watch_in_s)
 
 
 def _notes(order: Order) -> dict[str, Any]:

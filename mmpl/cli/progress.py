@@ -112,6 +112,15 @@ class Meter:
             left += (self._film.frames - self._frames) * spent / self._frames
         return left
 
+    @property
+    def watch_in_s(self) -> float | None:
+        """In how many seconds to begin to watch, so that the rest is always there in time;
+        segments are taken to come evenly."""
+        if self.left_s is None:
+            return None
+        film = self._film
+        return max(0.0, self.left_s - film.first_frame(film.segments - 1) / film.fps)
+
     def view(self) -> View:
         return View(
             phase="decode" if self._group == "decode" else self._phase,

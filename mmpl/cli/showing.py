@@ -36,18 +36,20 @@ class Showing:
         if self._preview is not None:
             self._preview.write(pixels_FHWC)
 
-    def see(self, event: Frames) -> None:
-        """Frames of a segment; with its last, its own film gets its name."""
-        self.see_before(event.pixels_FHWC)
-        if self._order.job_dir is None:
-            return
+    def see(self, event: Frames) -> bool:
+        """Frames of a segment; with its last, its own film gets its name. Whether that is so."""
         film = self._order.film
+        self.see_before(event.pixels_FHWC)
+        own = event.first_frame - film.first_frame(event.segment) + len(event.pixels_FHWC)
+        start, stop = film.kept(event.segment)
+        whole = own == stop - start
+        if self._order.job_dir is None:
+            return whole
         if self._segment is None:
             path = Path(self._order.job_dir) / segment_film(event.segment)
             self._segment = VideoWriter(path, film.width, film.height, film.fps).__enter__()
         self._segment.write(event.pixels_FHWC)
-        start, stop = film.kept(event.segment)
-        if self._segment.frames == stop - start:
+        if whole:
             self._segment.__exit__(None, None, None)
             first, path = film.first_frame(event.segment), self._segment.path
             self._console.tell(
@@ -58,6 +60,7 @@ class Showing:
                 path=path,
             )
             self._segment = None
+        return whole
 
     def __exit__(
         self,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from mmpl.errors import SchedulingError
 from mmpl.layout.layout import needed
 from mmpl.layout.schedule_operations import Costs, Operation, Schedule
+from mmpl.layout.timeline import film_frame, kept_frames
 from mmpl.layout.work import Task, Work
 
 
@@ -49,6 +50,18 @@ class Timeline:
         """Busy time over teams times makespan: 0 to 1."""
         total = len(self.spans) * self.makespan_s
         return min(1.0, math.fsum(self.busy_s) / total) if total else 0.0
+
+
+def watch_from_s(timeline: Timeline, work: Work, fps: float) -> float:
+    """When to begin to watch a film that is still being made, so that it never has to wait: from
+    then on each segment is decoded before its first frame is due."""
+    waits = [0.0]
+    for span in (span for spans in timeline.spans for span in spans):
+        if span.operation.kind == "decode":
+            segment = span.operation.segment
+            start, _ = kept_frames(work.chain, segment, work.frames)
+            waits.append(span.stop_s - film_frame(work.chain, segment, start) / fps)
+    return max(waits)
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:

@@ -195,6 +195,10 @@ def test_inspect(gen: Gen, bundle: Path) -> None:
     assert "seed 5" in out
     _, out, _ = gen("inspect", bundle, plain=True)
     assert "an mmpl bundle" in out
+    _, out, _ = gen("inspect", bundle / "dit.safetensors", plain=True)
+    assert "a transformer (dim 24, num_layers 2)" in out
+    _, out, _ = gen("inspect", bundle / "vae.safetensors", plain=True)
+    assert "a video VAE" in out
     code, _, err = gen("inspect", "nothing", plain=True)
     assert code == 3
     assert "nothing there" in err

@@ -18,7 +18,7 @@ from mmpl.layout.schedule_check import check_schedule
 from mmpl.layout.schedule_operations import operations_of
 from mmpl.layout.schedule_place import problem_of
 from mmpl.layout.schedule_search import best_board
-from mmpl.layout.simulate import Timeline, makespan_bound, simulate
+from mmpl.layout.simulate import Timeline, makespan_bound, simulate, watch_from_s
 from mmpl.layout.timeline import Chain
 from mmpl.layout.work import SEEDS, Task, Work, film_work
 from tests.property.films import PAPER, costs_of, done_sets, film, schedules, works
@@ -87,6 +87,26 @@ def test_the_storyboard_does_not_wait_for_fills() -> None:
         assert run(film(12), teams, order="plan_first").storyboard_s == chain
     alone = run(film(12), 1, order="film_first")
     assert (alone.storyboard_s, alone.first_segment_s) == (4204, 395)
+
+
+@pytest.mark.usefixtures("little_effort")
+def test_who_waits_long_enough_never_waits_again() -> None:
+    for seconds in (0.01, 1.0):  # faster and slower than it is watched
+        costs = Costs({name: seconds * value / 25 for name, value in PAPER.make.items()}, {})
+        for teams, order in ((1, "film_first"), (1, "plan_first"), (3, "film_first")):
+            work = film(6)
+            timeline = run(work, teams, costs, order=order)
+            wait = watch_from_s(timeline, work, 16)
+            ends = {
+                span.operation.segment: span.stop_s
+                for spans in timeline.spans
+                for span in spans
+                if span.operation.kind == "decode"
+            }
+            due = {0: 0.0} | {s: (81 + 76 * (s - 1)) / 16 for s in range(1, 6)}
+            slack = [wait + due[segment] - ends[segment] for segment in ends]
+            assert min(slack) >= -1e-9
+            assert min(slack) < 1e-9 or wait == 0.0
 
 
 def test_orders_on_one_team() -> None:
