@@ -34,7 +34,9 @@ NO_TORCH = (
     "mmpl.layout.",
     "mmpl.wan.choices",
     "mmpl.wan.config",
+    "mmpl.film.given_file",
     "mmpl.film.job",
+    "mmpl.film.pins",
     "mmpl.film.settings",
     "mmpl.film.space",
     "mmpl.checkpoint.defaults",
@@ -42,13 +44,18 @@ NO_TORCH = (
     "mmpl.checkpoint.folder",
     "mmpl.checkpoint.names",
     "mmpl.checkpoint.sizes",
+    "mmpl.media.clip",
+    "mmpl.media.fit",
+    "mmpl.media.image",
+    "mmpl.media.source",
+    "mmpl.media.video",
     "mmpl.train.grammar",
     "mmpl.cli.",
 )
 # Imported once all else is checked.
 NEEDS_TORCH = (
     *("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew"),
-    *("mmpl.cli.storyboard", "mmpl.cli.report"),
+    *("mmpl.cli.storyboard", "mmpl.cli.report", "mmpl.cli.showing"),
 )
 STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again
 READS_PICKLES = "mmpl.checkpoint.read"

@@ -35,6 +35,7 @@ from mmpl.film.pins import pins_text, with_pictures
 from mmpl.generate import (
     Event,
     Frames,
+    Made,
     Model,
     Pinned,
     Planned,
@@ -183,6 +184,8 @@ def _seen(
         if isinstance(event, Planned) and sheet is not None and early:
             sheet.see(event)
             progress.meter.lap("plan")
+        if isinstance(event, Made) and sheet is not None:
+            sheet.glimpses.see(event)
         yield event
     if sheet is not None:  # before the film has its name: where that is there, all is
         sheet.write()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mmpl.cli.shell import Console
-from mmpl.film.job import KEYFRAMES, STORYBOARD
+from mmpl.errors import InputError
+from mmpl.film.job import KEYFRAMES, STORYBOARD, THUMBNAILS
 from mmpl.film.settings import Film
-from mmpl.generate import Model, Planned, Store, read_plan, stills
+from mmpl.film.thumbnails import palette_of, thumbnails
+from mmpl.generate import Made, Model, Planned, Store, read_plan, stills
+from mmpl.layout.timeline import film_frame
 from mmpl.media import durable
 from mmpl.media.image import write_png
 from mmpl.media.storyboard import Row, storyboard
 
 Pixels = NDArray[np.uint8]
+_EXAMPLES = 4  # stills that the colours of thumbnails are measured by
 
 
 class Sheet:
@@ -31,6 +37,7 @@ class Sheet:
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._film, self._store, self._console = model, film, store, console
+        self.glimpses = Glimpses(model, film, store)
         self._alive = alive
         self._current = (store.folder / STORYBOARD).exists()  # of a run that was interrupted
 
@@ -61,6 +68,52 @@ class Sheet:
         self._current = True
         self._console.say(f"  story    {folder / STORYBOARD}")
         self._console.tell("storyboard", path=str(folder / STORYBOARD))
+
+
+class Glimpses:
+    """Thumbnails of each populated group in the job folder, as soon as its latents are final and
+    long before they are decoded."""
+
+    def __init__(self, model: Model, film: Film, store: Store) -> None:
+        self._model, self._film, self._store = model, film, store
+        self._planning = {task.group for task in film.work.planning}
+        self._palette: Tensor | None = None
+
+    def see(self, made: Made) -> None:
+        """Draws what was made, if that is a populated group."""
+        group = made.task.group
+        if made.z_BCTHW is None or not group or group in self._planning:
+            return
+        if self._palette is None:
+            self._palette = self._measured()
+        if self._palette is None:
+            return
+        film, segment = self._film, made.task.segment
+        words = [
+            time_code(max(0, _frame(film, segment, latent)), film.fps)
+            for latent in film.layout.group(group).frames
+        ]
+        pictures = thumbnails(self._palette, made.z_BCTHW)
+        row = Row(segment_label(film, segment), list(zip(words, pictures, strict=True)))
+        folder = self._store.folder / THUMBNAILS
+        durable.make_folder(folder)
+        name = f"segment_{segment + 1:04d}.{group}.png"
+        write_png(folder / name, storyboard(f"{group}, before it is decoded", [row]))
+
+    def _measured(self) -> Tensor | None:
+        """By the first keyframes; None while they are not in the store."""
+        try:
+            planned = next(read_plan(self._film, self._store))
+        except InputError:
+            return None
+        few = islice(stills(self._model, self._film, planned), _EXAMPLES)
+        return palette_of([(planned.latents[still.latent], still.pixels_HWC) for still in few])
+
+
+def _frame(film: Film, segment: int, latent: int) -> int:
+    """The film frame that a latent frame ends with."""
+    chain = film.chain
+    return film_frame(chain, segment, chain.temporal_stride * latent) - film.lead
 
 
 def segment_label(film: Film, segment: int) -> str:

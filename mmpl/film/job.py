@@ -22,7 +22,8 @@ from mmpl.media import durable
 
 JOB_FILE = "job.json"
 GIVEN_FILE = "given.safetensors"
-STORYBOARD, KEYFRAMES, REPORT = "storyboard.png", "keyframes", "report.html"
+STORYBOARD, REPORT = "storyboard.png", "report.html"
+KEYFRAMES, THUMBNAILS = "keyframes", "thumbnails"  # folders of pictures
 FINISHED = "segment_*.safetensors"  # one file a task
 STILLS = "segment_*.png"
 SEGMENT_FILMS = "segment_*.mp4"
@@ -116,7 +117,8 @@ def start_over(folder: Path) -> None:
         *folder.glob(FINISHED),
         *(folder / name for name in (GIVEN_FILE, STORYBOARD, REPORT, PREVIEW)),
     ]
-    mine += [*folder.glob(SEGMENT_FILMS), *(folder / KEYFRAMES).glob(STILLS)]
+    mine += folder.glob(SEGMENT_FILMS)
+    mine += [path for name in (KEYFRAMES, THUMBNAILS) for path in (folder / name).glob(STILLS)]
     durable.remove(mine)
     durable.remove([folder / JOB_FILE])
 
@@ -126,7 +128,8 @@ def sweep(folder: Path) -> None:
     that nobody else is at work in it."""
     names = FINISHED, SEGMENT_FILMS, JOB_FILE, GIVEN_FILE, STORYBOARD, REPORT
     durable.sweep_folder(folder, *names)
-    durable.sweep_folder(folder / KEYFRAMES, STILLS)
+    for pictures in (KEYFRAMES, THUMBNAILS):
+        durable.sweep_folder(folder / pictures, STILLS)
 
 
 def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
