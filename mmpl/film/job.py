@@ -138,8 +138,9 @@ def revised(job: Mapping[str, Any], revision: Revision) -> dict[str, Any]:
 
 
 def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
-    """Makes the folder that of the revised `job`. What is no longer true goes first: whenever this
-    is interrupted, the folder is that of one of the two, whole. Raises OutputError."""
+    """Makes the folder that of the job `revised`. What is no longer true goes first: whenever this
+    is interrupted, the folder is that of one of the two, whole. For who has it locked. Raises
+    OutputError."""
     revision.prepare()
     stale = [folder / REPORT]
     for segment in revision.segments:
@@ -151,7 +152,8 @@ def revise(folder: Path, job: Mapping[str, Any], revision: Revision) -> None:
         first = segment == revision.segments[0]
         latents = folder.glob(f"{name}.*.safetensors")
         stale += [path for path in latents if not (first and path.name.split(".")[1] == SEEDS)]
-        stale += (folder / KEYFRAMES).glob(f"{name}.*.png")
+        for pictures in (KEYFRAMES, THUMBNAILS):
+            stale += (folder / pictures).glob(f"{name}.*.png")
     if not revision.groups:
         stale.append(folder / STORYBOARD)
     durable.remove([path for path in stale if path.exists()])
