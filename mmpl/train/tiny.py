@@ -132,7 +132,7 @@ def defaults() -> Defaults:
         solver="unipc",
         steps=16,
         shift=SHIFT,
-        guidance_scale=2.5,
+        guidance_scale=1.5,
         negative_prompt="",
         noise="unit",
         width=SIZE,

@@ -377,3 +377,24 @@ def test_help_is_quick(tmp_path: Path) -> None:
     lines = (["-c", ""], ["-c", "import asyncio, unittest.mock"], help_line)
     bare, library, ours = (min(seconds(line) for _ in range(4)) for line in lines)
     assert ours - bare < 2.5 * (library - bare)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "red " * 25_000,
+        "red\x1b[31m\x07\x00circle\u202e",
+        "\u0635\u0648\u0631\u0629 \u8d64\u3044\u5186 \U0001f534 e\u0301\u0327\u200d",
+        "5s without a colon: #9 0x: red",
+    ],
+    ids=["long", "control", "scripts", "almost-a-script"],
+)
+def test_prompts_of_any_kind(gen: Gen, prompt: str) -> None:
+    code, _, err = gen("--prompt", prompt, "--seed", 1)
+    assert code == 0, err[:500]
+    assert settings_of()["prompt"] == prompt
+    assert all(char.isprintable() or char == "\n" for char in err)
+    assert max(map(len, err.splitlines())) < 120_000
+    code, _, again_err = gen("--config", "film.mp4", "--output", "again.mp4", plain=True)
+    assert code == 0, again_err[:500]
+    assert np.array_equal(read_frames("again.mp4"), read_frames("film.mp4"))

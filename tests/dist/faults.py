@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import mmpl.film.denoise
 import mmpl.film.exchange
@@ -100,14 +100,18 @@ def arm(diary: Diary, deadly: int | None) -> None:
     exchange.dist = _like(exchange.dist, messages, around)  # type: ignore[assignment]
     calls = ("open", "fsync", "replace")
     mmpl.media.durable.os = _like(os, calls, around)  # type: ignore[assignment]
-    save_file, measured = mmpl.film.store.save_file, mmpl.generate.measured_costs
+    put_file, measured = mmpl.media.durable.put, mmpl.generate.measured_costs
 
-    def save_slowly(tensors: Any, path: Path, **options: Any) -> None:
-        save_file(tensors, path, **options)
-        point("in a write", lambda: os.truncate(path, os.path.getsize(path) // 2))
-        point("after a write")
+    def put_slowly(path: Path, write: Callable[[BinaryIO], object]) -> None:
+        def write_slowly(file: BinaryIO) -> None:
+            write(file)
+            file.flush()
+            point("in a write", lambda: os.truncate(file.name, os.path.getsize(file.name) // 2))
+            point("after a write")
 
-    mmpl.film.store.save_file = save_slowly  # type: ignore[assignment]
+        put_file(path, write_slowly)
+
+    mmpl.media.durable.put = put_slowly  # type: ignore[assignment]
 
     def costs_as_thought(studio: Any, *args: Any, **options: Any) -> Any:
         measured(studio, *args, **options)  # its messages are points; its times would be chance

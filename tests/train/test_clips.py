@@ -165,6 +165,9 @@ def test_captions_say_what_is_there_with_the_hue_left_out_half_of_the_time() -> 
         with_hue += spec.hue_bin in subject.split()
         assert not set(subject.split()) & (set(grammar.HUES) - {spec.hue_bin})
     assert 0.4 < with_hue / len(SPECS) < 0.6
+    for share in (0.0, 0.4, 1.0):
+        named = sum("background" in caption(s, v, backgrounds=share) for v, s in enumerate(SPECS))
+        assert abs(named / len(SPECS) - share) < 0.1
 
 
 def test_held_out_triples_are_one_in_eight_and_never_trained() -> None:

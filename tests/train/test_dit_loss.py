@@ -118,6 +118,56 @@ def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
     assert weights["text.blocks.0.attn.v.weight"].grad.abs().max() > 0  # type: ignore[union-attr]
 
 
+def test_seeds_of_its_own_making_change_the_plan_alone(tokenizer: Tokenizer, data: Data) -> None:
+    weights = start(tokenizer)
+    with torch.no_grad():
+        weights["dit.head.head.weight"].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    for layout, changes in ((mmpl_t2v(), {"plan"}), (mmpl_i2v(), set())):
+        found = {}
+        for own_seeds in (0.0, 0.8):
+            for name in ("plan", "fill_head"):
+                shares = {g.name: float(g.name == name) for g in layout.groups}
+                training = DiTTraining(
+                    (course(layout, 1.0, shares),), frames=42, own_seeds=own_seeds
+                )
+                loss = dit_loss(DIT, text_config(tokenizer), tokenizer, data, training)(weights)
+                value, _ = loss(3)
+                found[own_seeds, name] = value.item()
+        changed = {name for name in ("plan", "fill_head") if found[0.0, name] != found[0.8, name]}
+        assert changed == changes
+
+
+def test_a_perfect_network_makes_the_seeds_as_they_were(
+    tokenizer: Tokenizer, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Along straight flows any number of steps, guided however, ends at the truth."""
+    seen = {}
+
+    def perfect(*args: object, **_: object) -> torch.Tensor:
+        x_BCTHW, t_BT = args[3], args[4]
+        assert isinstance(x_BCTHW, torch.Tensor)
+        assert isinstance(t_BT, torch.Tensor)
+        if x_BCTHW.shape[2] != 2:
+            seen["context"] = args[2]
+            return torch.zeros_like(x_BCTHW)
+        t_B1111 = (t_BT[:, :1, None, None, None] / 1000).clamp(min=1e-3)
+        return (x_BCTHW - 0.5) / t_B1111  # the truth is 0.5 everywhere
+
+    clips = LatentClips(torch.full_like(data.clips.z_BCTHW, 0.5), data.clips.seeds)
+    shares = {"init": 0.0, "plan": 1.0, "fill_head": 0.0, "fill_tail": 0.0}
+    training = DiTTraining(
+        (course(mmpl_t2v(), 1.0, shares),), frames=42, context_noise=0.0, own_seeds=0.9
+    )
+    weights = start(tokenizer)
+    loss = dit_loss(DIT, text_config(tokenizer), tokenizer, Data(clips, clips), training)(weights)
+    monkeypatch.setattr("mmpl.train.dit_loss.taught_flow", perfect)
+    loss(0)
+    context = seen["context"]
+    assert isinstance(context, torch.Tensor)
+    assert not context.requires_grad
+    assert (context - 0.5).abs().max() < 1e-4
+
+
 def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, data: Data) -> None:
     first = LatentClips(data.clips.z_BCTHW[:1], data.clips.seeds[:1])
     one = Data(first, LatentClips(first.z_BCTHW[:, :, :2], first.seeds))
