@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli import job, pictures
@@ -19,8 +19,10 @@ from mmpl.errors import ArgumentError
 from mmpl.film.job import PREVIEW
 from mmpl.film.pins import Pictures, with_pictures
 from mmpl.film.settings import Film, Request
-from mmpl.layout.mesh import Mesh
 from mmpl.media.durable import check_writable
+
+if TYPE_CHECKING:
+    from mmpl.layout.mesh import Mesh  # takes a moment that --help need not wait for
 
 OUTPUT = "film.mp4"
 Shelf = dict[tuple[object, ...], Any]  # the model that was loaded last, by all that makes it

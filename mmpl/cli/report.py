@@ -15,7 +15,7 @@ from mmpl import __version__
 from mmpl.cli.order import Order
 from mmpl.cli.shell import Console, printable
 from mmpl.cli.storyboard import segment_label, time_code
-from mmpl.errors import MmplError, RankError
+from mmpl.errors import RankError
 from mmpl.eval.drift import HUE_BINS, Drift, Look
 from mmpl.film.exchange import gathered
 from mmpl.film.job import KEYFRAMES, REPORT
@@ -88,7 +88,7 @@ def write_report(
     try:
         page = report_html(_report(order, notes, made_with, command)).encode("utf-8", "replace")
         durable.put(path, lambda file: file.write(page))
-    except (MmplError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  whatever it is
         console.warn(f"the film is whole, but there is no report of it: {error}")
     else:
         console.say(f"  report   {printable(str(path))}")

@@ -27,6 +27,9 @@ ALIASES = {
 SWITCHES = {
     "dry_run",
     "json",
+    "json_progress",
+    "keep_tail",
+    "only_new",
     "fresh",
     "overwrite",
     "no_metadata",
@@ -77,6 +80,7 @@ def test_names_of_other_programs(alias: str, name: str) -> None:
 def test_every_flag_takes_hyphens() -> None:
     values = {"size": "64x64", "seeding": "midpoint", "noise": "off", "layout": "chunked_3"}
     values |= {"solver": "euler", "device": "cpu", "dtype": "float32", "attention": "sdpa"}
+    values |= {"fit": "letterbox", "keyframe": "a.png@1s"}
     values |= {"schedule": "adaptive", "order": "plan_first", "parallel": "2x1x1", "link": "pcie"}
     for flag in FLAGS:
         for name in (flag.name, *flag.aliases):
@@ -136,7 +140,7 @@ def test_refused(argv: list[str], words: str) -> None:
 def test_help_names_every_flag_with_its_aliases() -> None:
     text = " ".join(help_text(None).split())
     for flag in FLAGS:
-        assert f"--{flag.name}" in text
+        assert (f"--{flag.name}" in text) != flag.hidden
     for alias in ALIASES:
         assert alias in text
     assert "as the model says" in text

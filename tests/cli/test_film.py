@@ -75,6 +75,8 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "layout": "mmpl_t2v",
         "cut": "",
         "segment_seeds": "",
+        "given": "",
+        "lead": 0,
         "device": "cpu",
         "dtype": "float32",
         "attention": "sdpa",
