@@ -45,7 +45,7 @@ class Store:
             write_job(self.folder, {**job, **(notes or {})})
             return
         require_same(self.folder, found, job)
-        if any(found[table].keys() < job[table].keys() for table in TABLES):
+        if any(found.get(name, {}).keys() < job.get(name, {}).keys() for name in TABLES):
             # Planned with other weights: which ones it goes on with is known from here on.
             write_job(self.folder, {**found, **job, **(notes or {})})
 

@@ -112,7 +112,7 @@ def kills_of(folder: Path, line: list[str], whole: Path, seed: int) -> int:
 def left_in(folder: Path) -> list[str]:
     """All but thumbnails, which are drawn of what is made in this run."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    return [name for name in files if f"/{THUMBNAILS}/" not in name]
+    return [name for name in files if f"/{THUMBNAILS}" not in name]
 
 
 def test_a_film_killed_in_every_moment(line: list[str], whole: Path, tmp_path: Path) -> None:
