@@ -99,6 +99,8 @@ def test_a_clip_is_gone_on_with() -> None:
     wanted = pinned(model, REQUEST, Pictures(clip_FHWC=CLIP))
     film = film_of(model, wanted.request)
     assert (film.frames, film.lead, film.made_frames, film.layout.name) == (100, 5, 105, "mmpl_t2v")
+    assert (film.kept(0), film.first_frame(0)) == ((5, 81), 0)
+    assert (film.kept(1), film.first_frame(1)) == ((5, 29), 76)
     latents, pixels = made(model, wanted)
     assert len(pixels) == 100
     assert torch.equal(torch.stack([latents[0, 0], latents[0, 1]], 2), encoded(model, CLIP))
