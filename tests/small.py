@@ -102,8 +102,10 @@ def small_blueprint() -> Blueprint:
         latents=SEGMENT_LATENTS,
         beginnings=3,
         dit_stages=(
-            Stage("dit-first", DiTTraining((course(mmpl_t2v(), 1.0, {"init": 0.0}),), 30), recipe),
-            Stage("dit-last", DiTTraining((course(mmpl_t2v(), 1.0, {}),), 30, seed=1), recipe),
+            Stage(
+                "dit-first", DiTTraining((course(mmpl_t2v(), 1.0, {"init": 0.0}),), 30, 4), recipe
+            ),
+            Stage("dit-last", DiTTraining((course(mmpl_t2v(), 1.0, {}),), 30, 4, seed=1), recipe),
         ),
         defaults=replace(DEFAULTS, width=size, height=size),
     )

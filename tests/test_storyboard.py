@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
+from mmpl.film.storyboard import keyframes
 from mmpl.generate import (
     Frames,
     Made,
@@ -20,7 +21,7 @@ from mmpl.generate import (
     read_plan,
     stills,
 )
-from mmpl.media.storyboard import Row, storyboard
+from mmpl.media.storyboard import Row, SheetSize, storyboard
 from tests.small import small_model
 
 REQUEST = Request("a red circle", seed=1, frames=170)  # three segments, the last of 18 frames
@@ -54,6 +55,10 @@ def test_stills_and_the_plan_in_a_store(tmp_path: Path) -> None:
     frames = [still.frame for still in seen]
     assert frames == sorted(set(frames)), "each once, in the order of the film"
     assert max(frames) < film.frames
+    rows = keyframes(film)
+    assert [(s.segment, s.latent, s.frame) for s in seen] == [
+        (segment, latent, frame) for segment in rows for latent, frame in rows[segment]
+    ]
     assert [s.latent for s in seen if s.segment == 0] == [0, 1, 2, 3, 10, 11, 12, 19, 20]
     assert [s.latent for s in seen if s.segment == 1] == [2, 3, 10, 11, 12, 19, 20]
     for one, other in zip(seen, read, strict=True):
@@ -75,17 +80,28 @@ def test_the_sheet_shows_every_still() -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     cells = [np.full((32, 32, 3), colour, np.uint8) for colour in colours]
     rows = [Row("one", [("0:00", cells[0]), ("0:01", cells[1])]), Row("two", [("0:02", cells[2])])]
-    sheet = storyboard("a title " * 100, rows)
+    size = SheetSize(rows=2, columns=2, still_height=32, still_width=32)
+    sheet = np.concatenate(list(storyboard(size, "a title " * 100, rows)))
+    assert sheet.shape == (size.height, size.width, 3)
     for colour in colours:
         area = (sheet == colour).all(axis=2).sum()
         assert area >= 110 * 110
-    plain = storyboard("", rows)
-    assert plain.shape == sheet.shape
+    plain = np.concatenate(list(storyboard(size, "", rows)))
     assert not np.array_equal(plain, sheet), "the title is drawn"
 
 
-def test_a_sheet_of_nothing_is_refused() -> None:
-    from mmpl.errors import ArgumentError
+def test_a_row_is_drawn_as_it_comes() -> None:
+    """A long film has many: no more than one is held."""
+    still = np.zeros((32, 32, 3), np.uint8)
+    asked = []
 
-    with pytest.raises(ArgumentError, match="no storyboard"):
-        storyboard("title", [])
+    def rows() -> Iterator[Row]:
+        for index in range(3):
+            asked.append(index)
+            yield Row("", [("", still)])
+
+    bands = storyboard(SheetSize(3, 1, 32, 32), "", rows())
+    next(bands)
+    assert asked == []
+    next(bands)
+    assert asked == [0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -13,12 +13,13 @@ from mmpl.cli.shell import Console
 from mmpl.errors import InputError
 from mmpl.film.job import KEYFRAMES, STORYBOARD, THUMBNAILS
 from mmpl.film.settings import Film
+from mmpl.film.storyboard import keyframes
 from mmpl.film.thumbnails import palette_of, thumbnails
 from mmpl.generate import Made, Model, Planned, Store, read_plan, stills
 from mmpl.layout.timeline import film_frame
 from mmpl.media import durable
-from mmpl.media.image import write_png
-from mmpl.media.storyboard import Row, storyboard
+from mmpl.media.image import write_png, write_png_bands
+from mmpl.media.storyboard import Row, SheetSize, storyboard
 
 Pixels = NDArray[np.uint8]
 _EXAMPLES = 4  # stills that the colours of thumbnails are measured by
@@ -53,21 +54,27 @@ class Sheet:
             return
         film, folder = self._film, self._store.folder
         durable.make_folder(folder / KEYFRAMES)
-        rows = []
+        shown = keyframes(film)
+        size = SheetSize(len(shown), max(map(len, shown.values())), film.height, film.width)
+        title = film.prompt if len(film.script) == 1 else ""
+        bands = storyboard(size, title, self._rows())
+        write_png_bands(folder / STORYBOARD, bands, size.height, size.width)
+        self._current = True
+        self._console.say(f"  story    {folder / STORYBOARD}")
+        self._console.tell("storyboard", path=str(folder / STORYBOARD))
+
+    def _rows(self) -> Iterator[Row]:
+        """The stills, each written to a file of its own on the way."""
+        film, folder = self._film, self._store.folder / KEYFRAMES
         for planned in read_plan(film, self._store):
             row: list[tuple[str, Pixels]] = []
             for still in stills(self._model, film, planned):
                 name = f"segment_{planned.segment + 1:04d}.frame_{still.frame:06d}.png"
-                write_png(folder / KEYFRAMES / name, still.pixels_HWC)
+                write_png(folder / name, still.pixels_HWC)
                 row.append((time_code(still.frame, film.fps), still.pixels_HWC))
                 self._alive()
             if row:
-                rows.append(Row(segment_label(film, planned.segment), row))
-        title = film.prompt if len(film.script) == 1 else ""
-        write_png(folder / STORYBOARD, storyboard(title, rows))
-        self._current = True
-        self._console.say(f"  story    {folder / STORYBOARD}")
-        self._console.tell("storyboard", path=str(folder / STORYBOARD))
+                yield Row(segment_label(film, planned.segment), row)
 
 
 class Glimpses:
@@ -98,7 +105,9 @@ class Glimpses:
         folder = self._store.folder / THUMBNAILS
         durable.make_folder(folder)
         name = f"segment_{segment + 1:04d}.{group}.png"
-        write_png(folder / name, storyboard(f"{group}, before it is decoded", [row]))
+        size = SheetSize(1, len(pictures), *pictures.shape[1:3])
+        bands = storyboard(size, f"{group}, before it is decoded", [row])
+        write_png_bands(folder / name, bands, size.height, size.width)
 
     def _measured(self) -> Tensor | None:
         """By the first keyframes; None while they are not in the store."""

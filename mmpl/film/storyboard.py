@@ -5,7 +5,7 @@ The keyframes of a segment are final as soon as its plan is, long before its oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,28 @@ def read_plan(film: Film, store: Store) -> Iterator[Planned]:
         yield from plans.enter(task, store.get(task))
 
 
+def keyframes(film: Film) -> dict[int, list[tuple[int, int]]]:
+    """The stills of a film, before any is made: (latent frame, film frame), by segment, without
+    segments that have none."""
+    planned: dict[int, set[int]] = {}
+    for task in film.work.planning:
+        planned.setdefault(task.segment, set()).update(film.layout.group(task.group).frames)
+    found = {segment: _shown(film, segment, latents) for segment, latents in planned.items()}
+    return {segment: stills for segment, stills in found.items() if stills}
+
+
+def _shown(film: Film, segment: int, latents: Iterable[int]) -> list[tuple[int, int]]:
+    """(latent frame, film frame) of those of a segment's latent frames that the film shows and no
+    segment before it has."""
+    chain, found = film.chain, []
+    for latent in sorted(latents):
+        frame = film_frame(chain, segment, chain.temporal_stride * latent) - film.lead
+        repeats = latent < chain.seeds and (segment > 0 or film.lead > 0)
+        if not repeats and frame < film.frames:
+            found.append((latent, frame))
+    return found
+
+
 @torch.no_grad()
 def stills_of(
     params: vae.VAEParams, config: VAEConfig, film: Film, planned: Planned
@@ -88,13 +110,8 @@ def stills_of(
     Each costs a decode of three latent frames: the first of the segment, for the decoder's
     history, and the keyframe twice, whose last pixel frame is taken.
     """
-    chain, segment = film.chain, planned.segment
-    for latent in sorted(planned.latents):
-        frame = film_frame(chain, segment, chain.temporal_stride * latent) - film.lead
-        repeats = latent < chain.seeds and (segment > 0 or film.lead > 0)
-        if repeats or frame >= film.frames:
-            continue
+    for latent, frame in _shown(film, planned.segment, planned.latents):
         history = (0, latent, latent) if latent else (0,)
         z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
         video_BCFHW, _ = vae.decode(params, config, z_BCTHW)
-        yield Still(segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])
+        yield Still(planned.segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])

@@ -10,6 +10,7 @@ import re
 import stat
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -106,23 +107,44 @@ def write_png(path: str | os.PathLike[str], image_HWC: Pixels) -> None:
     Raises `ArgumentError` for anything but HWC uint8 RGB, and `OutputError`.
     """
     _check_rgb("image", image_HWC)
-    height, width, _ = image_HWC.shape
-    # Filter 2 of the PNG standard: each row minus the one above, modulo 256.
-    rows = np.diff(image_HWC, axis=0, prepend=np.zeros_like(image_HWC[:1])).reshape(height, -1)
-    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows], axis=1)
+    write_png_bands(path, [image_HWC], image_HWC.shape[0], image_HWC.shape[1])
+
+
+def write_png_bands(
+    path: str | os.PathLike[str], bands_HWC: Iterable[Pixels], height: int, width: int
+) -> None:
+    """`write_png` of a picture that comes in bands from the top, of which one at a time is held.
+
+    Raises `ArgumentError` where the bands are not HWC uint8 RGB of `width` or do not add up to
+    `height`, and `OutputError`.
+    """
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
 
     def write(file: BinaryIO) -> None:
         file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, body in (
-            (b"IHDR", header),
-            (b"IDAT", zlib.compress(filtered.tobytes(), 6)),
-            (b"IEND", b""),
-        ):
-            checksum = zlib.crc32(kind + body)
-            file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum))
+        _write_chunk(file, b"IHDR", header)
+        squeeze, above, rows = zlib.compressobj(6), np.zeros((1, width, 3), np.uint8), 0
+        for band in bands_HWC:
+            _check_rgb("band", band)
+            if band.shape[1] != width:
+                raise ArgumentError("a band of another width", got=band.shape[1], wanted=width)
+            # Filter 2 of the PNG standard: each row minus the one above, modulo 256.
+            lines = np.diff(band, axis=0, prepend=above).reshape(len(band), -1)
+            filtered = np.concatenate([np.full((len(band), 1), 2, np.uint8), lines], axis=1)
+            if body := squeeze.compress(filtered.tobytes()):
+                _write_chunk(file, b"IDAT", body)
+            above, rows = band[-1:], rows + len(band)
+        if rows != height:
+            raise ArgumentError("bands of another height", got=rows, wanted=height)
+        _write_chunk(file, b"IDAT", squeeze.flush())
+        _write_chunk(file, b"IEND", b"")
 
     durable.put(path, write)
+
+
+def _write_chunk(file: BinaryIO, kind: bytes, body: bytes) -> None:
+    checksum = zlib.crc32(kind + body)
+    file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum))
 
 
 def _check_rgb(name: str, image: NDArray[Any]) -> None:
@@ -150,7 +172,7 @@ def _codec(data: bytes, path: Path) -> str:
 def _decode(data: bytes, codec: str, path: Path, max_pixels: int) -> av.VideoFrame:
     # Not through av.open: that decodes once by itself to find out the size, without any limit.
     decoder = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
-    decoder.options = {"err_detect": "explode", "max_pixels": str(max_pixels)}
+    decoder.options = {"err_detect": "crccheck+explode", "max_pixels": str(max_pixels)}
     decoder.thread_count = 1
     try:
         frames = decoder.decode(av.Packet(data)) or decoder.decode(None)

@@ -46,8 +46,8 @@ section {
   box-shadow: var(--shadow); padding: 22px 24px; margin-top: 20px; min-width: 0;
 }
 .film { padding: 0; overflow: hidden; background: #000; text-align: center; }
-.film video { display: block; width: 100%; max-height: 72vh; object-fit: contain; }
-.film p { padding: 8px 16px; background: var(--card); }
+.film video { display: block; width: 100%; max-height: min(72vh, 540px); object-fit: contain; }
+.film p { padding: 8px 16px; max-width: none; background: var(--card); }
 .script { list-style: none; margin: 12px 0 0; padding: 0; max-height: 22em; overflow-y: auto; }
 .script li {
   display: grid; grid-template-columns: 5.5em 1fr; gap: 12px; padding: 7px 0;
@@ -59,7 +59,7 @@ details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--faint); font-size: .9rem; }
 .whole { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 22em; overflow-y: auto; }
 .stills {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(128px, 42vw), 1fr));
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(96px, 28vw), 1fr));
   gap: 12px;
 }
 figure { margin: 0; }

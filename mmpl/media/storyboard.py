@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from mmpl.errors import ArgumentError
 
 _INK, _FAINT, _PAPER = (235, 235, 235), (150, 150, 150), (24, 24, 24)
 _GAP, _LINE = 8, 20  # pixels around stills, and of a line of text
@@ -26,35 +24,60 @@ class Row:
     stills: Sequence[tuple[str, NDArray[np.uint8]]]
 
 
-def storyboard(title: str, rows: Sequence[Row]) -> NDArray[np.uint8]:
-    """The picture, HWC uint8 RGB; small stills are enlarged, large ones reduced. Text that is too
-    long is cut. Raises ArgumentError where there are no stills."""
-    sizes = {still.shape for row in rows for _, still in row.stills}
-    if len(sizes) != 1:
-        raise ArgumentError(
-            "no storyboard", got=f"stills of {len(sizes)} sizes", wanted="stills of one size"
-        )
-    (height, width, _) = sizes.pop()
-    scale = min(max(1.0, _SMALLEST / width), _LARGEST / width)
-    cell_width, cell_height = round(width * scale), round(height * scale)
-    columns = max(len(row.stills) for row in rows)
-    row_height = _LINE + cell_height + _LINE + _GAP
-    size = (_GAP + columns * (cell_width + _GAP), 2 * _GAP + _LINE + len(rows) * row_height)
-    sheet = Image.new("RGB", size, _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
-    most = size[0] - 2 * _GAP
-    draw.text((_GAP, _GAP), _cut(title, font, most), fill=_INK, font=font)
-    for index, row in enumerate(rows):
-        top = 2 * _GAP + _LINE + index * row_height
-        draw.text((_GAP, top), _cut(row.text, font, most), fill=_FAINT, font=font)
+@dataclass(frozen=True, slots=True)
+class SheetSize:
+    """Pixels of a storyboard of so many `rows` and `columns` of stills of one size. Small stills
+    are enlarged, large ones reduced."""
+
+    rows: int
+    columns: int
+    still_height: int
+    still_width: int
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width of a still on the sheet."""
+        scale = min(max(1.0, _SMALLEST / self.still_width), _LARGEST / self.still_width)
+        return round(self.still_height * scale), round(self.still_width * scale)
+
+    @property
+    def width(self) -> int:
+        return _GAP + self.columns * (self.cell[1] + _GAP)
+
+    @property
+    def title_height(self) -> int:
+        return 2 * _GAP + _LINE
+
+    @property
+    def row_height(self) -> int:
+        return _LINE + self.cell[0] + _LINE + _GAP
+
+    @property
+    def height(self) -> int:
+        return self.title_height + self.rows * self.row_height
+
+
+def storyboard(size: SheetSize, title: str, rows: Iterable[Row]) -> Iterator[NDArray[np.uint8]]:
+    """The picture from its top, HWC uint8 RGB: a band of the title, then one of each row, drawn as
+    it comes, for a long film has many. Text that is too long is cut."""
+    font, most = ImageFont.load_default(_FONT_SIZE), size.width - 2 * _GAP
+    cell_height, cell_width = size.cell
+    band = Image.new("RGB", (size.width, size.title_height), _PAPER)
+    text = _cut(title, font, most)
+    ImageDraw.Draw(band).text((_GAP, _GAP), text, fill=_INK, font=font)
+    yield np.asarray(band)
+    for row in rows:
+        band = Image.new("RGB", (size.width, size.row_height), _PAPER)
+        draw = ImageDraw.Draw(band)
+        draw.text((_GAP, 0), _cut(row.text, font, most), fill=_FAINT, font=font)
         for column, (word, still) in enumerate(row.stills):
             left = _GAP + column * (cell_width + _GAP)
             image = Image.fromarray(still).resize(
                 (cell_width, cell_height), Image.Resampling.LANCZOS
             )
-            sheet.paste(image, (left, top + _LINE))
-            draw.text((left, top + _LINE + cell_height + 1), word, fill=_INK, font=font)
-    return np.asarray(sheet)
+            band.paste(image, (left, _LINE))
+            draw.text((left, _LINE + cell_height + 1), word, fill=_INK, font=font)
+        yield np.asarray(band)
 
 
 def _cut(text: str, font: Any, width: int) -> str:

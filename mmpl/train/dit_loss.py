@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.layout.layout import Group, Layout
@@ -62,16 +63,20 @@ class DiTTraining:
     `backgrounds`: share of captions that name the background. Two things stand against drift along
     the chain: `context_noise`, the largest noise on the clean context, relative to the latents'
     spread, and `own_seeds`: a plan's seeds are noised as far as up to this quantile of the drawn
-    timesteps and denoised again by the network itself, so that it learns to mend what it does."""
+    timesteps and denoised again by the network itself, so that it learns to mend what it does.
+    `clips`: how many of the whole clips are used, the first ones. `odds`: shapes and motions that
+    are drawn more often than the others, and how many times as often."""
 
     courses: tuple[Course, ...]
     frames: int
+    clips: int
     shift: float = 3.0
     prompt_dropout: float = 0.1
     context_noise: float = 0.1
     seed: int = 0
     backgrounds: float = 0.4
     own_seeds: float = 0.0
+    odds: tuple[tuple[str, float], ...] = ()
 
 
 def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
@@ -104,6 +109,17 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    """Clips, and how likely each is to be drawn."""
+
+    clips: LatentClips
+    odds_N: NDArray[np.float64]
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[int]:
+        return rng.choice(len(self.odds_N), size=count, p=self.odds_N).tolist()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Networks:
     """What is trained: the transformer and the text encoder, over one tokenizer."""
 
@@ -130,6 +146,8 @@ def dit_loss(
     engine: Engine = DEFAULT_ENGINE,
 ) -> LossOf:
     """The loss for `mmpl.train.loop.train` of weights `dit.*` and `text.*`, in official keys."""
+    whole = _pool(data.clips.first(training.clips), training)
+    fresh = _pool(data.beginnings, training)
 
     def loss_of(weights: Weights) -> Loss:
         networks = Networks(
@@ -140,13 +158,20 @@ def dit_loss(
             tokenizer,
             engine,
         )
-        return lambda step: _loss(networks, data, training, step)
+        return lambda step: _loss(networks, whole, fresh, training, step)
 
     return loss_of
 
 
+def _pool(clips: LatentClips, training: DiTTraining) -> _Pool:
+    times = dict(training.odds)
+    specs = [clips.spec(i) for i in range(len(clips.seeds))]
+    odds_N = np.array([times.get(s.shape, 1.0) * times.get(s.motion, 1.0) for s in specs])
+    return _Pool(clips, odds_N / odds_N.sum())
+
+
 def _loss(
-    networks: Networks, data: Data, training: DiTTraining, step: int
+    networks: Networks, whole: _Pool, fresh: _Pool, training: DiTTraining, step: int
 ) -> tuple[Tensor, dict[str, float]]:
     rng = np.random.default_rng([training.seed, step])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -157,10 +182,10 @@ def _loss(
         lesson = lesson_of(drawn.layout, [task.group])
         frames = len(lesson.clean) + len(lesson.noisy)
         count = max(1, round(task.share * training.frames / frames))
-        clips = data.beginnings if task.fresh else data.clips
-        chosen = [int(i) for i in rng.integers(len(clips.seeds), size=count)]
+        pool = fresh if task.fresh else whole
+        chosen = pool.draw(rng, count)
         seeds = _first_group(drawn.layout, lesson) if training.own_seeds > 0 else None
-        value = _task_loss(networks, clips, training, lesson, seeds, chosen, rng, generator)
+        value = _task_loss(networks, pool.clips, training, lesson, seeds, chosen, rng, generator)
         losses.append(task.share * value)
         values[task.group.name] = value.item()
     return torch.stack(losses).sum(), values

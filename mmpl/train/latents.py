@@ -38,6 +38,9 @@ class LatentClips:
     def spec(self, index: int) -> ClipSpec:
         return clip_of(int(self.seeds[index]))
 
+    def first(self, count: int) -> LatentClips:
+        return LatentClips(self.z_BCTHW[:count], self.seeds[:count])
+
 
 def clip_of(seed: int) -> ClipSpec:
     """The training clip of a seed: even seeds begin a film, odd seeds continue one."""

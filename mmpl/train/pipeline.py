@@ -100,13 +100,13 @@ def train_dit(
 ) -> Iterator[tuple[str, Progress]]:
     """All stages of the transformer and its text encoder on the encoded clips; yields (stage,
     progress)."""
-    clips, beginnings, whitening = _latents(runs)
+    clips, beginnings, whitening = _latents(blueprint, runs)
     data = Data(*(_clips_on(device, whitened(whitening, part)) for part in (clips, beginnings)))
     configs, tokenizer_json = _with_vocabulary(blueprint)
     weights = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(configs.dit), 0).items()}
     weights |= {f"text.{n}": t for n, t in start_transformer(text_shapes(configs.text), 1).items()}
     tokenizer = Tokenizer(tokenizer_json)
-    made_of = len(clips.seeds), len(beginnings.seeds), digest({"z": whitening.forward_CC})
+    made_of = len(beginnings.seeds), digest({"z": whitening.forward_CC})
     for stage in blueprint.dit_stages:
         loss = dit_loss(configs.dit, configs.text, tokenizer, data, stage.training, engine=engine)
         setting = {
@@ -126,7 +126,7 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
     The VAE is stored as float16, which moves its pixels by less than one level; it runs in float32.
     """
     weights, _ = averaged_weights(runs / _last_begun(blueprint, runs).name)
-    _, _, whitening = _latents(runs)
+    _, _, whitening = _latents(blueprint, runs)
     configs, tokenizer_json = _with_vocabulary(blueprint)
     vae = vae_from_flat(fold(whitening, _vae_weights(blueprint, runs)), configs.vae)
     return write_bundle(
@@ -158,10 +158,12 @@ def _vae_weights(blueprint: Blueprint, runs: Path) -> Weights:
     return averaged_weights(runs / blueprint.vae_stages[-1].name)[0]
 
 
-def _latents(runs: Path) -> tuple[LatentClips, LatentClips, Whitening]:
-    """Raw latents of whole clips and of beginnings, and what whitens them."""
+def _latents(blueprint: Blueprint, runs: Path) -> tuple[LatentClips, LatentClips, Whitening]:
+    """Raw latents of whole clips and of beginnings, and what whitens them: measured on the clips of
+    the first stage, for it must stay as it is."""
     clips = read_shards(runs / "latents" / "clips")
-    return clips, read_shards(runs / "latents" / "beginnings"), whitening_of(clips)
+    whitening = whitening_of(clips.first(blueprint.dit_stages[0].training.clips))
+    return clips, read_shards(runs / "latents" / "beginnings"), whitening
 
 
 def _with_vocabulary(blueprint: Blueprint) -> tuple[Configs, str]:

@@ -59,7 +59,7 @@ def blueprint() -> Blueprint:
         size=SIZE,
         captions=20000,
         vae_stages=vae_stages(),
-        clips=1536,
+        clips=4608,
         latents=SEGMENT_LATENTS,
         beginnings=8192,  # at a tenth of a clip's cost
         dit_stages=dit_stages(),
@@ -95,7 +95,8 @@ def vae_stages() -> tuple[Stage[VAETraining], ...]:
 
 def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     """First frames and plans, for what a film shows must be read off the text there; then whole
-    films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them."""
+    films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them; then
+    the same on more clips, with more of what is hardest to keep: stars, and what circles."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
@@ -111,16 +112,25 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         beta2=0.98,
         ema_decay=0.995,
     )
+    hard = ("star", 2.0), ("clockwise", 1.5), ("counterclockwise", 1.5)
+    chained = DiTTraining(
+        chains, frames=192, shift=SHIFT, clips=1536, seed=2, backgrounds=0.65, own_seeds=0.8
+    )
     return (
-        Stage("dit-beginnings", DiTTraining((beginning,), frames=192, shift=SHIFT), recipe),
         Stage(
-            "dit-films",
-            DiTTraining(films, frames=192, shift=SHIFT, seed=1),
-            replace(recipe, steps=3000, matrix_rate=8e-3),
+            "dit-beginnings",
+            DiTTraining((beginning,), frames=192, shift=SHIFT, clips=1536),
+            recipe,
         ),
         Stage(
-            "dit-chains",
-            DiTTraining(chains, frames=192, shift=SHIFT, seed=2, backgrounds=0.65, own_seeds=0.8),
+            "dit-films",
+            DiTTraining(films, frames=192, shift=SHIFT, clips=1536, seed=1),
+            replace(recipe, steps=3000, matrix_rate=8e-3),
+        ),
+        Stage("dit-chains", chained, replace(recipe, steps=6000, matrix_rate=8e-3)),
+        Stage(
+            "dit-stars",
+            replace(chained, clips=4608, seed=3, odds=hard),
             replace(recipe, steps=6000, matrix_rate=8e-3),
         ),
     )

@@ -102,7 +102,7 @@ def test_a_course_teaches_all_but_what_is_given() -> None:
 def test_loss_depends_on_the_step_alone_and_reaches_every_weight(
     tokenizer: Tokenizer, data: Data
 ) -> None:
-    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=42)
+    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=42, clips=4)
     weights = start(tokenizer)
     with torch.no_grad():
         weights["dit.head.head.weight"].normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
@@ -128,7 +128,7 @@ def test_seeds_of_its_own_making_change_the_plan_alone(tokenizer: Tokenizer, dat
             for name in ("plan", "fill_head"):
                 shares = {g.name: float(g.name == name) for g in layout.groups}
                 training = DiTTraining(
-                    (course(layout, 1.0, shares),), frames=42, own_seeds=own_seeds
+                    (course(layout, 1.0, shares),), frames=42, clips=4, own_seeds=own_seeds
                 )
                 loss = dit_loss(DIT, text_config(tokenizer), tokenizer, data, training)(weights)
                 value, _ = loss(3)
@@ -156,7 +156,7 @@ def test_a_perfect_network_makes_the_seeds_as_they_were(
     clips = LatentClips(torch.full_like(data.clips.z_BCTHW, 0.5), data.clips.seeds)
     shares = {"init": 0.0, "plan": 1.0, "fill_head": 0.0, "fill_tail": 0.0}
     training = DiTTraining(
-        (course(mmpl_t2v(), 1.0, shares),), frames=42, context_noise=0.0, own_seeds=0.9
+        (course(mmpl_t2v(), 1.0, shares),), frames=42, clips=4, context_noise=0.0, own_seeds=0.9
     )
     weights = start(tokenizer)
     loss = dit_loss(DIT, text_config(tokenizer), tokenizer, Data(clips, clips), training)(weights)
@@ -171,7 +171,7 @@ def test_a_perfect_network_makes_the_seeds_as_they_were(
 def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, data: Data) -> None:
     first = LatentClips(data.clips.z_BCTHW[:1], data.clips.seeds[:1])
     one = Data(first, LatentClips(first.z_BCTHW[:, :, :2], first.seeds))
-    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=60, context_noise=0.0)
+    training = DiTTraining((course(mmpl_t2v(), 1.0, {}),), frames=60, clips=4, context_noise=0.0)
     weights = start(tokenizer)
     loss = dit_loss(DIT, text_config(tokenizer), tokenizer, one, training)(weights)
     optimizer = torch.optim.AdamW(weights.values(), lr=5e-3)
