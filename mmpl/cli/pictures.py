@@ -16,8 +16,9 @@ from mmpl.film.pins import Pictures, landing
 from mmpl.film.settings import Film
 from mmpl.layout.timeline import film_frame
 
-if TYPE_CHECKING:
-    from mmpl.media.image import Pixels  # takes a moment to import
+if TYPE_CHECKING:  # takes a moment to import
+    from mmpl.media.clip import End
+    from mmpl.media.image import Pixels
 
 FLAGS = ("image", "keyframe", "last_frame", "video", "fit", "only_new")
 _SHOWN = ("image", "keyframe", "last_frame", "video")  # what names a file
@@ -85,7 +86,8 @@ def absolute(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(inputs: Mapping[str, Any], film: Film) -> tuple[Pictures, list[str]]:
-    """The pictures that `inputs` name, of the size of `film`, and where each lands, for people.
+    """The pictures that `inputs` name, of the size of `film`, and for people where each lands
+    and how a clip is read.
 
     Raises InputError for a file that is no picture, ArgumentError for a moment that is none.
     """
@@ -100,18 +102,25 @@ def load(inputs: Mapping[str, Any], film: Film) -> tuple[Pictures, list[str]]:
             f"{printable(path)} lands on {frame / film.fps:.3f} s, frame {frame} "
             f"(segment {segment + 1}, latent frame {latent})"
         )
-    end_FHWC = None
-    if "video" in inputs:
-        end_FHWC = _clip_end(inputs, film)
-    return Pictures(tuple(stills), end_FHWC), said
+    if "video" not in inputs:
+        return Pictures(tuple(stills), None), said
+    end = _end(inputs, film)
+    if end.frames < film.chain.overlap:
+        raise InputError(
+            "this clip is too short to go on from",
+            where=inputs["video"],
+            got=f"{end.frames} frames at {film.fps} fps",
+            wanted=f"at least {film.chain.overlap}",
+        )
+    said.append(f"{printable(inputs['video'])} is gone on from: {_pace(end, film)}")
+    return Pictures(tuple(stills), end.last_FHWC), said
 
 
 def clip_of(inputs: Mapping[str, Any], film: Film) -> Clip | None:
     """The clip that is to stand before the film in the output."""
     if "video" not in inputs or "only_new" in inputs:
         return None
-    frames, _ = _end(inputs, film)
-    return Clip(inputs["video"], frames, film, _fit(inputs))
+    return Clip(inputs["video"], _end(inputs, film).frames, film, _fit(inputs))
 
 
 def _moments(inputs: Mapping[str, Any], film: Film) -> Iterator[tuple[str, int]]:
@@ -149,21 +158,23 @@ def _still(path: str, inputs: Mapping[str, Any], film: Film) -> Pixels:
     return fit(read_image(path), film.width, film.height, _fit(inputs))
 
 
-def _clip_end(inputs: Mapping[str, Any], film: Film) -> Pixels:
-    """The last frames of the clip, as many as segments overlap."""
-    frames, end_FHWC = _end(inputs, film)
-    if frames < film.chain.overlap:
-        raise InputError(
-            "this clip is too short to go on from",
-            where=inputs["video"],
-            got=f"{frames} frames at {film.fps} fps",
-            wanted=f"at least {film.chain.overlap}",
+def _pace(end: End, film: Film) -> str:
+    """How long a clip is, and what its own rate is where that is not the film's."""
+    long = f"{end.frames / film.fps:.3f} s, {end.frames} frames at {film.fps} fps"
+    pace = end.pace
+    if pace.varies:
+        low, high = (
+            f"{float(1 / gap):.4g}" if gap else "many" for gap in (pace.longest, pace.shortest)
         )
-    return end_FHWC
+        return f"{long}, by the times of its frames, whose rate varies from {low} to {high} fps"
+    own = 1 / pace.longest if pace.longest else film.fps
+    if abs(own - film.fps) < film.fps / 50:
+        return long
+    return f"{long}, by the times of its frames, which come at {float(own):.4g} fps"
 
 
-def _end(inputs: Mapping[str, Any], film: Film) -> tuple[int, Pixels]:
-    """How many frames the clip has at the film's rate, and the last of them."""
+def _end(inputs: Mapping[str, Any], film: Film) -> End:
+    """The end of the clip at the film's rate: as many frames as segments overlap."""
     from mmpl.media.clip import read_end
 
     return read_end(

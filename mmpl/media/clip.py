@@ -42,6 +42,36 @@ class _Picture:
     pixel_aspect: Fraction
 
 
+@dataclass(slots=True)
+class Pace:
+    """How far apart the frames of a file are, in seconds; 0 for a single frame."""
+
+    shortest: Fraction = Fraction(0)
+    longest: Fraction = Fraction(0)
+    mean: Fraction = Fraction(0)
+    _gaps: int = 0
+
+    def see(self, gap: Fraction) -> None:
+        self._gaps += 1
+        self.mean += (gap - self.mean) / self._gaps
+        self.shortest = min(self.shortest or gap, gap)
+        self.longest = max(self.longest, gap)
+
+    @property
+    def varies(self) -> bool:
+        """By more than the rounding of times to milliseconds, which many files do."""
+        return self.longest - self.shortest > Fraction(2, 1000)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class End:
+    """How many frames `read_clip` yields, the last of them, and how the file itself is paced."""
+
+    frames: int
+    last_FHWC: Pixels
+    pace: Pace
+
+
 def read_clip(
     path: str | os.PathLike[str], *, fps: float | Fraction, width: int, height: int, fit: str
 ) -> Iterator[Pixels]:
@@ -70,18 +100,18 @@ def read_end(
     width: int,
     height: int,
     fit: str,
-) -> tuple[int, Pixels]:
+) -> End:
     """How many frames `read_clip` yields, and the last `last` of them (all, where there are
-    fewer), FHWC. In one pass that holds `last` decoded frames and converts no others."""
+    fewer). In one pass that holds `last` decoded frames and converts no others."""
     if last < 1:
         raise ArgumentError("frames from the end of a video", got=last, wanted="1 or more")
     rate = frame_rate(fps)
     check_fit(width, height, fit)
-    count, kept = 0, deque[_Picture](maxlen=last)
-    for picture in _shown(path, rate):
+    count, kept, pace = 0, deque[_Picture](maxlen=last), Pace()
+    for picture in _shown(path, rate, pace):
         count += 1
         kept.append(picture)
-    return count, np.stack(list(_fitted(iter(kept), path, width, height, fit)))
+    return End(count, np.stack(list(_fitted(iter(kept), path, width, height, fit))), pace)
 
 
 def _fitted(
@@ -107,12 +137,17 @@ def _fitted(
         yield pixels_HWC
 
 
-def _shown(path: str | os.PathLike[str], rate: Fraction) -> Iterator[_Picture]:
-    """What is shown at 0, 1 / rate, 2 / rate ... seconds."""
+def _shown(
+    path: str | os.PathLike[str], rate: Fraction, pace: Pace | None = None
+) -> Iterator[_Picture]:
+    """What is shown at 0, 1 / rate, 2 / rate ... seconds; `pace` sees how the file has it."""
     # Many files round times to milliseconds; a frame that is this late is on time.
     slack = min(Fraction(1, 1000), 1 / (4 * rate))
-    count, shown = 0, None
+    count, shown, before = 0, None, Fraction(0)
     for read, (time, picture) in enumerate(_timed(path)):
+        if pace is not None and shown is not None and picture is not None:
+            pace.see(time - before)
+        before = time
         # n / rate + slack < time holds for n from 0 to this, without it.
         until = math.ceil((time - slack) * rate)
         if picture is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mmpl.media.image import write_png
 from mmpl.media.video import VideoWriter, read_frames
 from tests.cli.conftest import PROMPT, Gen
+from tests.media.corpus import Video
 
 FILM = ("--prompt", PROMPT, "--seed", 5, "--num_frames", 100)  # two segments
 JOB = Path("film.mp4.job")
@@ -90,6 +92,7 @@ def test_a_picture_that_changed_since_is_not_taken_for_the_same(gen: Gen) -> Non
 def test_a_clip_and_what_follows_it(gen: Gen) -> None:
     code, _, err = gen(*FILM, "--video", "clip.mp4")
     assert code == 0, err
+    assert "2.500 s, 40 frames at 16 fps, by the times of its frames, which come at 24 fps" in err
     whole = read_frames("film.mp4")
     assert len(whole) == 40 + 100  # 60 frames at 24 fps are 40 at 16
     assert gen(*FILM, "--video", "clip.mp4", "--only-new", "--output", "new.mp4")[0] == 0
@@ -167,6 +170,14 @@ def test_refused(gen: Gen, flags: tuple[str, ...], code: int, said: str) -> None
     assert said in err
     assert err.count("\n") == 1
     assert not list(Path().glob("bad*"))
+
+
+def test_a_clip_of_varying_rate_is_told(gen: Gen) -> None:
+    uneven = Video(unit=Fraction(1, 100), times=(0, 5, 15, 20, 30, 40, 50, 90))
+    Path("uneven.mp4").write_bytes(uneven.encode())
+    code, _, err = gen("plan", *FILM, "--video", "uneven.mp4")
+    assert code == 0, err
+    assert "whose rate varies from 2.5 to 20 fps" in err
 
 
 def test_a_clip_that_is_too_short(gen: Gen) -> None:

@@ -50,7 +50,7 @@ def test_some_kills() -> None:
 @pytest.mark.timeout(900)
 def test_a_kill_at_every_point() -> None:
     """More than a thousand, in some minutes; the table is shown with `-s`."""
-    outcomes = sweep(90, {1: 1000, 2: 150}) + sweep(160, {3: 50})
+    outcomes = sweep(90, {1: 1000, 2: 115}) + sweep(160, {3: 45})
     print(table(outcomes))
     print(Counter(outcome.where for outcome in outcomes).most_common())
     check(outcomes)

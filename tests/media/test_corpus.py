@@ -235,10 +235,32 @@ def read_both(path: Path, fps: float | Fraction, like: Pixels, last: int = 3) ->
     # A wrong shape would show as bars.
     wanted: dict[str, Any] = {"fps": fps, "width": width, "height": height, "fit": "letterbox"}
     frames = list(read_clip(path, **wanted))
-    count, end_FHWC = read_end(path, last, **wanted)
-    assert count == len(frames)
-    np.testing.assert_array_equal(end_FHWC, np.stack(frames[-last:]))
+    end = read_end(path, last, **wanted)
+    assert end.frames == len(frames)
+    np.testing.assert_array_equal(end.last_FHWC, np.stack(frames[-last:]))
     return frames
+
+
+@pytest.mark.parametrize(
+    ("video", "fps", "varies"),
+    [
+        (Video(), (16, 16), False),
+        (Video("matroska", unit=Fraction(1, 30)), (29, 31), False),  # in milliseconds
+        (Video(unit=Fraction(1, 100), times=(0, 10, 20, 24, 34, 44, 54, 64)), (10, 25), True),
+        (Video(frames=1), None, False),
+    ],
+)
+def test_how_a_file_is_paced(
+    tmp_path: Path, video: Video, fps: tuple[float, float] | None, varies: bool
+):
+    path = tmp_path / "video"
+    path.write_bytes(video.encode())
+    pace = read_end(path, 5, fps=16, width=WIDTH, height=HEIGHT, fit="cover").pace
+    assert pace.varies is varies
+    if fps is None:
+        assert pace.longest == 0
+    else:
+        assert fps[0] <= 1 / pace.longest <= 1 / pace.shortest <= fps[1]
 
 
 @pytest.mark.parametrize("name", VIDEOS)
