@@ -1,4 +1,4 @@
-"""bin/mmpl-eval: measures what a model's films show."""
+"""bin/mmpl-eval: measures films, and what a model's films show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import check_folder
+from mmpl.cli.films import measure_films
 from mmpl.cli.flags import (
     DEBUG,
     DURATION,
@@ -17,7 +18,6 @@ from mmpl.cli.flags import (
     Command,
     Flag,
     help_text,
-    one_of,
     parse,
     wants_help,
     whole,
@@ -25,36 +25,51 @@ from mmpl.cli.flags import (
 from mmpl.cli.job import RANDOM_SEEDS, film_for
 from mmpl.cli.model import EMBEDDED_MODEL
 from mmpl.cli.shell import Console, cores, print_result, run
+from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film, Request
+from mmpl.layout.timeline import LONGEST_FRAMES
 
 if TYPE_CHECKING:
     from mmpl.eval.adherence import Score, Table
     from mmpl.generate import Model
 
 NAME = "mmpl-eval"
-MEASURE = "what to measure"
+MEASURE, FILMS, ADHERENCE = "what to measure", "of films", "of adherence"
 PROMPTS = 32
 MOST_PROMPTS = 10_000
 
 EVAL = Command(
     name=NAME,
-    usage="mmpl-eval adherence [flags]",
-    description="Makes films of held-out prompts and counts, from their pixels alone, how many "
-    "show the right shape, hue and motion, and how many still hold one object at the end.",
+    usage="mmpl-eval FILM... [flags]\n       mmpl-eval adherence [flags]",
+    description="Measures how far the look of films wanders and where they jump, from their pixels "
+    "alone. Or makes films of held-out prompts and counts how many show the right shape, hue and "
+    "motion, and how many still hold one object at the end.",
     epilog="Hyphens may stand for underscores. The table is printed on stdout, all else on stderr. "
     "Exit codes: 0 measured, 1 internal error, 2 wrong argument, 3 model refused, "
     "7 not-a-number in the latents, 8 out of memory, 130 Ctrl-C, 143 SIGTERM.",
-    groups=(MEASURE, MACHINE),
+    groups=(MEASURE, FILMS, ADHERENCE, MACHINE),
     flags=(
-        Flag("what", MEASURE, "WHAT", "adherence", **one_of("adherence"), positional=True),
-        Flag("model_path", MEASURE, "FOLDER", "a model", default="the embedded weights/tiny"),
         Flag(
-            "prompts", MEASURE, "N", "how many films", **whole(1, MOST_PROMPTS),
+            "what", MEASURE, "WHAT", "films, or the word adherence", positional=True,
+            join="\n".join,
+        ),
+        Flag("compare", FILMS, "", "show how each film differs from the first"),
+        Flag(
+            "hue_bins", FILMS, "N", "of the histograms; results depend on it",
+            **whole(2, 3600), default="180",
+        ),
+        Flag(
+            "joint_every", FILMS, "N", "frames between joints, where a film does not tell them",
+            **whole(1, LONGEST_FRAMES),
+        ),
+        Flag("model_path", ADHERENCE, "FOLDER", "a model", default="the embedded weights/tiny"),
+        Flag(
+            "prompts", ADHERENCE, "N", "how many films", **whole(1, MOST_PROMPTS),
             default=f"{PROMPTS}",
         ),
-        Flag("duration", MEASURE, "TIME", "30, 30s, 1m30s", **DURATION, default="one segment"),
+        Flag("duration", ADHERENCE, "TIME", "30, 30s, 1m30s", **DURATION, default="one segment"),
         Flag(
-            "seed", MEASURE, "N", "of the first film; the next ones count on",
+            "seed", ADHERENCE, "N", "of the first film; the next ones count on",
             **whole(0, RANDOM_SEEDS), default="0",
         ),
         THREADS,
@@ -74,6 +89,12 @@ def _command(argv: list[str], console: Console) -> int:
         print_result(help_text(EVAL).rstrip())
         return 0
     given = parse(EVAL, argv)
+    words = given["what"].split("\n")
+    if words != ["adherence"]:
+        _only(given, FILMS, ADHERENCE)
+        measure_films(words, given, console)
+        return 0
+    _only(given, ADHERENCE, FILMS)
     folder = check_folder(given.get("model_path", EMBEDDED_MODEL))
     duration_s = given.get("duration")
     request = Request(
@@ -88,6 +109,13 @@ def _command(argv: list[str], console: Console) -> int:
     torch.set_num_threads(given.get("threads", cores()))
     _measure(load_model(folder.path), request, film, given, console)
     return 0
+
+
+def _only(given: Mapping[str, Any], what: str, other: str) -> None:
+    """Raises ArgumentError for a flag of the other kind of measuring."""
+    for flag in EVAL.flags:
+        if flag.group == other and flag.name in given:
+            raise ArgumentError(f"--{flag.name} means nothing here", got=f"a measure {what}")
 
 
 def _measure(

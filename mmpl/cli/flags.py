@@ -28,7 +28,8 @@ class Flag:
     `metavar` is empty for a switch. `default` is shown in the help; entries of the values given
     to `help_text` in braces are filled in. `bare` is the value of a flag given without one. A
     `positional` one is given without its name, always. `join` makes one text of several, for a
-    flag that may be given again and again. A `hidden` one is for job files and not in the help.
+    flag that may be given again and again, or a positional one of several words. A `hidden` one is
+    for job files and not in the help.
     """
 
     name: str
@@ -177,7 +178,10 @@ def _parser(command: Command, values: Mapping[str, Any] | None) -> argparse.Argu
     for flag in command.flags:
         if flag.positional:
             text = _described(flag, values)
-            groups[flag.group].add_argument(flag.name, metavar=flag.metavar, help=text)
+            number = None if flag.join is None else "+"
+            groups[flag.group].add_argument(
+                flag.name, metavar=flag.metavar, help=text, nargs=number
+            )
             continue
         for name in (flag.name, *flag.aliases):
             in_help = name == flag.name and not flag.hidden

@@ -37,10 +37,7 @@ class _Sums:
     pixels: int = 0
 
     def add(self, pixels_FHWC: NDArray[np.uint8]) -> None:
-        height, width = pixels_FHWC.shape[1:3]
-        stride = math.ceil(math.sqrt(height * width / SAMPLED))
-        sample = pixels_FHWC[:, ::stride, ::stride].reshape(-1, 3)
-        planes = np.ascontiguousarray(sample.T, np.float32)  # of one colour each: much faster
+        planes = planes_of(sampled(pixels_FHWC))
         red, green, blue = planes
         largest = np.maximum(np.maximum(red, green), blue)
         chroma = largest - np.minimum(np.minimum(red, green), blue)
@@ -49,7 +46,7 @@ class _Sums:
         self.brightness += float(np.dot(_LUMA, planes.sum(1, dtype=np.float64))) / 255
         saturation = chroma / np.maximum(largest, 1)
         self.saturation += float(saturation.sum(dtype=np.float64))
-        self.pixels += len(sample)
+        self.pixels += planes.shape[1]
 
     def look(self, first: _Sums) -> Look:
         hue_l1 = None
@@ -88,6 +85,18 @@ class Drift:
             for segment, sums in sorted(self._segments.items())
             if sums.pixels
         }
+
+
+def sampled(pixels_FHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every n-th row and column, so that about `SAMPLED` pixels of a frame are left, or all."""
+    height, width = pixels_FHWC.shape[1:3]
+    stride = math.ceil(math.sqrt(height * width / SAMPLED))
+    return pixels_FHWC[:, ::stride, ::stride]
+
+
+def planes_of(pixels_FHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The pixels as [3, n], a row for each colour, which is much faster to compute with."""
+    return np.ascontiguousarray(pixels_FHWC.reshape(-1, 3).T, np.float32)
 
 
 def _hue_bins(

@@ -161,6 +161,22 @@ def film_frame(chain: Chain, segment: int, frame: int) -> int:
     return segment * chain.step + frame
 
 
+def joints(layout: Layout, chain: Chain, frames: int) -> dict[str, list[int]]:
+    """The film frames that were made apart from the frame before them: "segment" where one segment
+    follows another, "group" where one group of a segment follows another."""
+    group_of = {frame: group.name for group in layout.groups for frame in group.frames}
+    segments, groups = [], []
+    for segment in range(segments_for(chain, frames)):
+        start, stop = kept_frames(chain, segment, frames)
+        if segment:
+            segments.append(film_frame(chain, segment, start))
+        for latent in range(1, chain.latents):
+            frame = chain.temporal_stride * (latent - 1) + 1
+            if start < frame < stop and group_of[latent] != group_of[latent - 1]:
+                groups.append(film_frame(chain, segment, frame))
+    return {"segment": segments, "group": groups}
+
+
 def latent_of(chain: Chain, frame: int) -> int:
     """The latent frame that decodes to the segment's own pixel frame `frame`."""
     return -(-frame // chain.temporal_stride)

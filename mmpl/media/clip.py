@@ -10,7 +10,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
 
@@ -46,9 +46,9 @@ class _Picture:
 class Pace:
     """How far apart the frames of a file are, in seconds; 0 for a single frame."""
 
-    shortest: Fraction = Fraction(0)
-    longest: Fraction = Fraction(0)
-    mean: Fraction = Fraction(0)
+    shortest: Fraction = field(default_factory=Fraction)
+    longest: Fraction = field(default_factory=Fraction)
+    mean: Fraction = field(default_factory=Fraction)
     _gaps: int = 0
 
     def see(self, gap: Fraction) -> None:

@@ -231,6 +231,16 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         )
 
 
+def probe_rate(path: str | os.PathLike[str]) -> Fraction:
+    """The average frame rate that a video states. Raises `InputError` where it is no video or
+    states none."""
+    with open_video(path) as (_, stream):
+        rate = stream.average_rate
+    if not rate:
+        raise InputError("the video states no frame rate", where=os.fspath(path))
+    return Fraction(rate.numerator, rate.denominator)
+
+
 def verify(path: str | os.PathLike[str], frames: int, width: int, height: int) -> None:
     """Raise `OutputError` unless the file decodes to exactly these frames of this size."""
     _verify(path, frames, width, height, os.fspath(path))

@@ -131,7 +131,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-stars",
             replace(chained, clips=4608, seed=3, odds=hard),
-            replace(recipe, steps=6000, matrix_rate=8e-3),
+            replace(recipe, steps=4800, matrix_rate=8e-3),
         ),
     )
 

@@ -1,0 +1,140 @@
+"""Films whose drift and jumps are planted, so that the right answers are known."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mmpl.cli.evaluate import main
+from mmpl.errors import InputError
+from mmpl.eval.metrics import measure
+from mmpl.layout.layout import Layout
+from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
+from mmpl.layout.timeline import Chain, chain_of, joints
+from mmpl.media.video import VideoWriter
+
+Pixels = NDArray[np.uint8]
+FPS = 8
+
+
+def colour(hue_deg: float, saturation: float = 0.8, value: float = 0.9) -> Pixels:
+    rgb = colorsys.hsv_to_rgb(hue_deg % 360 / 360, saturation, value)
+    return np.round(np.array(rgb) * 255).astype(np.uint8)
+
+
+def plain(rgb: Pixels | tuple[int, int, int], size: int = 16) -> Pixels:
+    return np.broadcast_to(np.array(rgb, np.uint8), (size, size, 3)).copy()
+
+
+@given(start=st.integers(0, 359), shift=st.integers(-120, 120))
+def test_a_planted_shift_of_hue_is_read(start: int, shift: int) -> None:
+    """A tenth of the shift each second, from the second second on."""
+    film = [plain(colour(start + shift * (n // FPS) / 10)) for n in range(11 * FPS)]
+    found = measure(film, FPS)
+    assert found.hue_drift_deg_first_last == pytest.approx(shift, abs=0.6)
+    assert found.mean_hue_drift_deg == pytest.approx(abs(shift) * 0.55, abs=0.6)
+    assert len(found.seconds) == 11
+    assert found.hue_l1_first_last == (2.0 if abs(shift) > 2 else pytest.approx(0.0, abs=2.0))
+    assert abs(found.mean_brightness_drift) < 0.5
+    assert found.contrast_drift_first_last == pytest.approx(0.0, abs=1e-6)
+
+
+def test_ten_degrees_read_ten_degrees() -> None:
+    film = [plain(colour(40))] * FPS + [plain(colour(50))] * FPS
+    found = measure(film, FPS)
+    assert found.hue_drift_deg_first_last == pytest.approx(10.0, abs=0.3)
+    assert found.mean_hue_drift_deg == pytest.approx(10.0, abs=0.3)
+    assert (found.hue_l1_first_last, found.frames) == (2.0, 16)
+    coarse = measure(film, FPS, hue_bins=6)  # both in the bin of 0 to 60 degrees
+    assert (coarse.hue_l1_first_last, coarse.hue_correlation_first_last) == (0.0, 1.0)
+
+
+def test_half_the_picture_changes_its_hue() -> None:
+    before, after = plain(colour(0)), plain(colour(0))
+    before[:8], after[:8] = colour(120), colour(240)
+    found = measure([before, after], FPS)
+    assert found.hue_l1_first_last == pytest.approx(1.0)
+    assert found.hue_correlation_first_last == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_grey_film_has_brightness_and_contrast_and_no_hue() -> None:
+    flat, chequered = plain((100, 100, 100)), plain((100, 100, 100))
+    chequered[::2], chequered[1::2] = 50, 200
+    found = measure([flat] * FPS + [chequered] * FPS, FPS)
+    assert found.mean_hue_drift_deg is None
+    assert found.hue_drift_deg_first_last is None
+    assert found.brightness_drift_first_last == pytest.approx(25 / 255)
+    assert found.contrast_drift_first_last == pytest.approx(75 / 255)
+
+
+def test_a_jump_is_read_against_its_neighbours() -> None:
+    """A gradient that moves by 1 level a frame, and by 7 at frame 20."""
+    film = [plain((20 + n + 6 * (n >= 20),) * 3) for n in range(40)]
+    found = measure(film, FPS, joints=[{20, 30, 400}])
+    assert [joint.frame for joint in found.joints] == [20, 30]
+    assert [joint.jump_ratio for joint in found.joints] == pytest.approx([7.0, 1.0], rel=1e-4)
+    assert found.mean_jump_ratio == pytest.approx(4.0, rel=1e-4)
+    still = measure([plain((9, 9, 9))] * 20, FPS, joints=[range(5, 100, 5)])
+    assert [joint.jump_ratio for joint in still.joints] == [None] * 3
+    assert still.mean_jump_ratio is None
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(InputError, match="nothing to measure"):
+        measure([], FPS)
+    one = measure([plain((1, 2, 3))], FPS)
+    assert (one.frames, one.mean_hue_drift_deg, one.hue_l1_first_last) == (1, None, 0.0)
+
+
+@pytest.mark.parametrize("layout", [mmpl_t2v(), mmpl_i2v()])
+def test_where_the_joints_of_mmpl_are(layout: Layout) -> None:
+    """Those of the paper's tables 13 and 14: keyframes meet what is filled in at the frames 8, 32,
+    44 and 68 that a later segment shows; what begins the film has a joint of its own."""
+    chain: Chain = chain_of(layout, seeding="terminal", temporal_stride=4)
+    found = joints(layout, chain, 81 + 2 * 76)
+    assert found["segment"] == [81, 157]
+    own = [n for n in found["group"] if n < 81]
+    assert [n - 81 for n in found["group"] if 81 <= n < 157] == [8, 32, 44, 68]
+    assert own[-4:] == [13, 37, 49, 73]
+    assert [n for n in joints(layout, chain, 40)["group"] if n > 5] == [13, 37]
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("a.mp4", 0), ("b.mp4", 30)):
+        with VideoWriter(name, 32, 32, FPS) as writer:
+            for n in range(3 * FPS):
+                writer.write(plain(colour(100 + shift * (n // FPS)), 32)[None])
+
+
+@pytest.mark.usefixtures("films")
+def test_films_side_by_side(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["a.mp4", "b.mp4", "--compare"]) == 0
+    out, _ = capfd.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:]}
+    assert out.split()[:2] == ["a.mp4", "b.mp4"]
+    assert rows["frames"] == ["24", "24", "(+0)"]
+    a, b, difference = rows["hue_drift_deg_first_last"]
+    assert abs(float(a)) < 1
+    assert abs(float(b) - 60) < 3
+    assert abs(float(difference.strip("()")) - 60) < 3
+    assert not any(name.endswith("joints") for name in rows)
+
+
+@pytest.mark.usefixtures("films")
+def test_numbers_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["b.mp4", "--json", "--joint-every", "8", "--hue-bins", "18"]) == 0
+    film = json.loads(capfd.readouterr().out)["films"]["b.mp4"]
+    assert film["hue_bins"] == 18
+    assert [joint["frame"] for joint in film["joints"]] == [8, 16]
+    assert film["mean_hue_l1_at_segment_joints"] == pytest.approx(2.0)
+    assert 20 < film["mean_hue_drift_deg"] < 50
+    assert len(film["seconds"]) == 3
