@@ -62,6 +62,20 @@ EVAL = Command(
             "joint_every", FILMS, "N", "frames between joints, where a film does not tell them",
             **whole(1, LONGEST_FRAMES),
         ),
+        Flag(
+            "encoder", FILMS, "MODULE:NAME", "a function of yours, from pixels x_BCHW in [0, 1] to "
+            "features [B, D]: how alike frames stay to it",
+        ),
+        Flag(
+            "jepa_rank", FILMS, "N", "with --encoder: JEPA-SCORE by so many singular values",
+            **whole(1, 10_000),
+        ),
+        Flag(
+            "encoder_frames", FILMS, "N", "frames the encoder sees, evenly spread",
+            **whole(2, 10_000), default="16",
+        ),
+        Flag("report", FILMS, "FILE", "write a page with curves over time, as in films.html"),
+        Flag("vbench", FILMS, "FOLDER", "copy the films there under the names VBench expects"),
         Flag("model_path", ADHERENCE, "FOLDER", "a model", default="the embedded weights/tiny"),
         Flag(
             "prompts", ADHERENCE, "N", "how many films", **whole(1, MOST_PROMPTS),

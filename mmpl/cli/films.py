@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl import __version__
 from mmpl.cli.job import read_record
 from mmpl.cli.shell import Console, print_result, printable
 from mmpl.errors import ArgumentError, MmplError
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import LONGEST_FRAMES, chain_of, joints
+from mmpl.media import durable
+from mmpl.media.charts import Curve
 
 if TYPE_CHECKING:
+    from mmpl.eval.features import Encoder
     from mmpl.eval.metrics import FilmMetrics
+    from mmpl.media.report import Measured
 
+ENCODER_FRAMES = 16
+_LONGEST_NAME = 255  # bytes, of most file systems
 _STRIDE = 4  # pixel frames of a latent frame, of every Wan VAE
 _NAME = 18  # characters of a film's name in the table
 _TOLD = (  # what the table tells, in this order
@@ -39,6 +50,7 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
     """Measures each film and prints a table, or JSON. Raises InputError for a file that is no
     video."""
     from mmpl.eval.metrics import HUE_BINS, measure
+    from mmpl.media.report import measures_html
     from mmpl.media.video import iter_frames, probe_rate
 
     for path in paths:
@@ -46,14 +58,27 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
             raise ArgumentError(
                 "what has a wrong value", got=ascii(path)[:60], wanted="films, or adherence"
             )
+    if "encoder" not in given and ("jepa_rank" in given or "encoder_frames" in given):
+        raise ArgumentError("--jepa_rank and --encoder_frames mean nothing without --encoder")
+    encoder = _encoder(given["encoder"]) if "encoder" in given else None
     rates = [float(probe_rate(path)) for path in paths]  # all refusals before any measuring
+    if "vbench" in given:
+        _copy_for_vbench(paths, given["vbench"], console)
     found: dict[str, dict[str, Any]] = {}
     for path, fps in zip(paths, rates, strict=True):
         kinds = _joints_of(path, given.get("joint_every"), console)
         bins = given.get("hue_bins", HUE_BINS)
         metrics = measure(iter_frames(path), fps, joints=list(kinds.values()), hue_bins=bins)
         found[path] = _values(metrics, kinds)
+        if encoder is not None:
+            found[path] |= _of_features(encoder, path, metrics.frames, given)
         console.say(f"  measured {printable(path)}")
+    if "report" in given:
+        page = measures_html(
+            [_page_of(path, values) for path, values in found.items()], __version__
+        )
+        durable.put(given["report"], lambda file: file.write(page.encode("utf-8", "replace")))
+        console.say(f"  report   {printable(given['report'])}")
     if "json" in given:
         print_result(json.dumps({"films": found}))
     else:
@@ -89,11 +114,96 @@ def _values(metrics: FilmMetrics, kinds: Mapping[str, Container[int]]) -> dict[s
     return values
 
 
+def _page_of(path: str, values: Mapping[str, Any]) -> Measured:
+    """A film as the report shows it."""
+    from mmpl.media.report import Measured
+
+    first, *later = values["seconds"]
+    turns = [abs(turn) if turn is not None else None for turn in values["hue_drifts_deg"]]
+    numbers = {
+        name: _number(value) if _is_number(value) else value
+        for name, value in values.items()
+        if value is None or isinstance(value, (int, float, str))
+    }
+    parts = [first, *later]
+
+    def look(name: str, words: str) -> Curve:
+        each = [second[name] for second in parts]
+        return Curve(name, words, each, each[0], 0.1, part="second")
+
+    curves = [
+        Curve(
+            "hue drift, degrees",
+            "Angle between the circular mean hue of each second and that of the first.",
+            [0.0 if first["hue_deg"] is not None else None, *turns],
+            start=0.0,
+            least=10.0,
+            digits=1,
+            part="second",
+        ),
+        look("brightness", "Mean luma of each second, 0 black to 1 white."),
+        look("contrast", "Standard deviation of luma within frames, mean of each second."),
+    ]
+    return Measured(printable(path), curves, numbers)
+
+
+def _encoder(name: str) -> Encoder:
+    """The function that `module:name` means, from the folder of the call or the Python path."""
+    module, colon, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentError(
+            f"--encoder cannot be imported: {error}", got=ascii(name)[:60], wanted="MODULE:NAME"
+        ) from error
+    if not callable(found):
+        raise ArgumentError("--encoder is no function", got=ascii(name)[:60], wanted="MODULE:NAME")
+    return found
+
+
+def _of_features(
+    encoder: Encoder, path: str, frames: int, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the encoder says of a film, by name."""
+    import numpy as np
+
+    from mmpl.eval.features import evenly, measure_features
+    from mmpl.media.video import iter_frames
+
+    chosen = set(evenly(frames, given.get("encoder_frames", ENCODER_FRAMES)))
+    pictures = np.stack([f for n, f in enumerate(iter_frames(path)) if n in chosen])
+    found = asdict(measure_features(encoder, pictures, rank=given.get("jepa_rank", 0)))
+    found["encoder_frames"] = found.pop("frames")
+    return {"encoder": given["encoder"], "jepa_rank": given.get("jepa_rank"), **found}
+
+
+def _copy_for_vbench(paths: Sequence[str], folder: str, console: Console) -> None:
+    """Copies films as FOLDER/PROMPT-N.mp4, N from 0 for each prompt."""
+    counts: dict[str, int] = {}
+    names = []
+    for path in paths:
+        prompt = read_record(path).settings["prompt"]
+        number = counts.setdefault(prompt, 0)
+        counts[prompt] += 1
+        names.append(f"{prompt}-{number}.mp4")
+        if "/" in prompt or len(os.fsencode(names[-1])) > _LONGEST_NAME:
+            raise ArgumentError(
+                "this prompt cannot be a file name", where=path, got=ascii(prompt)[:60]
+            )
+    durable.make_folder(Path(folder))
+    for path, name in zip(paths, names, strict=True):
+        with durable.replacing(os.path.join(folder, name)) as temporary:
+            shutil.copyfile(path, temporary)
+        console.say(f"  copied   {printable(os.path.join(folder, name))}")
+
+
 def _print(found: Mapping[str, Mapping[str, Any]], compare: bool) -> None:
     """A row for each number, a column for each film; with `compare`, differences from the first."""
     first, *_ = found.values()
-    means = list(dict.fromkeys(n for v in found.values() for n in v if n.startswith("mean_")))
-    names = [*_TOLD, *(name for name in means if name not in _TOLD)]
+    numbers = {n: None for v in found.values() for n, value in v.items() if _is_number(value)}
+    names = [*_TOLD, *(name for name in numbers if name not in _TOLD)]
     print_result(" " * 36 + "".join(f"{_short(path):>{_NAME + 2}s}" for path in found))
     for name in names:
         row = f"{name:36s}"
@@ -104,6 +214,10 @@ def _print(found: Mapping[str, Mapping[str, Any]], compare: bool) -> None:
                 text += f" ({value - base:+.3g})"
             row += f"{text:>{_NAME + 2}s}"
         print_result(row.rstrip())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _number(value: float | None) -> str:

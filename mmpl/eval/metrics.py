@@ -70,6 +70,7 @@ class FilmMetrics:
     mean_contrast_drift: float
     contrast_drift_first_last: float
     seconds: tuple[Second, ...]
+    hue_drifts_deg: tuple[float | None, ...]  # of each later second
     joints: tuple[Joint, ...]
 
     @property
@@ -126,6 +127,7 @@ def measure(
         mean_contrast_drift=_mean([abs(value) for value in contrast]) or 0.0,
         contrast_drift_first_last=contrast[-1] if contrast else 0.0,
         seconds=looks,
+        hue_drifts_deg=tuple(hue_drifts),
         joints=tuple(
             Joint(frame, *found[frame], _jump(steps, frame - 1)) for frame in sorted(found)
         ),

@@ -33,8 +33,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A number per segment, from the first on, None where there is none. `start`: what it is at the
-    start of the film; `digits` after the point; the axis spans at least `least`."""
+    """A number per segment, or other `part` of a film, from the first on, None where there is none.
+    `start`: what it is at the start of the film; `digits` after the point; the axis spans at least
+    `least`."""
 
     name: str
     text: str
@@ -42,6 +43,7 @@ class Curve:
     start: float
     least: float
     digits: int = 3
+    part: str = "segment"
 
 
 def gantt(rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
@@ -111,7 +113,7 @@ def curve(data: Curve) -> str:
         marks.append(  # the whole column can be pointed at
             f'<g class="point"><rect x="{x(index) - step / 2:.1f}" y="{_TOP}" '
             f'width="{step:.1f}" height="{height}" fill="transparent"/>{dot}'
-            f"<title>segment {index + 1}: {says}, start of the film: "
+            f"<title>{data.part} {index + 1}: {says}, start of the film: "
             f"{data.start:.{data.digits}f}</title></g>"
         )
     for index in sorted({0, len(data.values) - 1} if data.values else ()):

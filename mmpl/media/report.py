@@ -58,21 +58,19 @@ class Report:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A film by name, its curves, and all its numbers by name."""
+
+    name: str
+    curves: Sequence[Curve]
+    numbers: Mapping[str, object]
+
+
 def report_html(report: Report) -> str:
     """The page."""
     prompt = " ".join(report.script[0][1].split()) if report.script else ""
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(_cut(prompt, _TAB))}</title>",
-        f"<style>{STYLE}</style>",
-        "</head>",
-        "<body>",
-        "<main>",
+    body = [
         *_head(report, prompt),
         *_film(report),
         *_script(report),
@@ -80,8 +78,37 @@ def report_html(report: Report) -> str:
         *_gantt(report),
         *_drift(report),
         *_command(report),
-        *_tables(report),
-        f"<footer>made by mmpl {escape(report.version)}</footer>",
+        *_tables("Made with", report.tables),
+    ]
+    return _page(prompt, body, report.version)
+
+
+def measures_html(films: Sequence[Measured], version: str) -> str:
+    """A page of what was measured of films, one after the other."""
+    body = ['<header><p class="eyebrow">measures of films</p>']
+    heading = films[0].name if len(films) == 1 else f"{len(films)} films"
+    body.append(f"<h1>{escape(heading)}</h1></header>")
+    for film in films:
+        body += ["<section>", f"<h2>{escape(film.name)}</h2>", *_charts(film.curves), "</section>"]
+        body += _tables("Numbers", {"": film.numbers})
+    return _page(heading, body, version)
+
+
+def _page(title: str, body: Sequence[str], version: str) -> str:
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(_cut(title, _TAB))}</title>",
+        f"<style>{STYLE}</style>",
+        "</head>",
+        "<body>",
+        "<main>",
+        *body,
+        f"<footer>made by mmpl {escape(version)}</footer>",
         "</main>",
         "</body>",
         "</html>",
@@ -182,8 +209,13 @@ def _drift(report: Report) -> Iterator[str]:
     if not report.drift:
         return
     yield f'<section><h2>Drift</h2><p class="note">{escape(report.drift_note)}</p>'
+    yield from _charts(report.drift)
+    yield "</section>"
+
+
+def _charts(curves: Sequence[Curve]) -> Iterator[str]:
     yield '<div class="charts">'
-    for data in report.drift:
+    for data in curves:
         last = next((value for value in reversed(data.values) if value is not None), None)
         shown = "no colour" if last is None else f"{last:.{data.digits}f}"
         if last is not None and data.start:
@@ -192,7 +224,7 @@ def _drift(report: Report) -> Iterator[str]:
             f'<div><h3>{escape(data.name)}</h3><p class="figure">{shown}</p>{curve(data)}'
             f'<p class="note">{escape(data.text)}</p></div>'
         )
-    yield "</div></section>"
+    yield "</div>"
 
 
 def _command(report: Report) -> Iterator[str]:
@@ -200,11 +232,11 @@ def _command(report: Report) -> Iterator[str]:
     yield f"<pre><code>{escape(report.command)}</code></pre></section>"
 
 
-def _tables(report: Report) -> Iterator[str]:
-    if not report.tables:
+def _tables(heading: str, tables: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+    if not tables:
         return
-    yield '<section><h2>Made with</h2><div class="tables">'
-    for name, table in report.tables.items():
+    yield f'<section><h2>{escape(heading)}</h2><div class="tables">'
+    for name, table in tables.items():
         yield f"<div><h3>{escape(name)}</h3><table><tbody>"
         for key, value in table.items():
             text = "–" if value in ("", None) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,69 @@ def test_numbers_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
     assert film["mean_hue_l1_at_segment_joints"] == pytest.approx(2.0)
     assert 20 < film["mean_hue_drift_deg"] < 50
     assert len(film["seconds"]) == 3
+
+
+@pytest.mark.usefixtures("films")
+def test_a_page_of_curves(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["a.mp4", "b.mp4", "--report", "page.html"]) == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("</svg>") == 6
+    assert "b.mp4" in page
+    turned = re.findall(r"second 3: ([\d.]+), start of the film: 0.0<", page)
+    assert [float(text) for text in turned] == pytest.approx([0, 60], abs=3)
+    assert "http" not in page.replace("http-equiv", "")
+    capfd.readouterr()
+    assert main(["a.mp4", "--report", "missing/page.html"]) == 4
+
+
+@pytest.mark.usefixtures("films")
+def test_an_encoder_of_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("own_encoder.py").write_text("def mean(x_BCHW):\n    return x_BCHW.mean((2, 3))\n")
+    words = ["b.mp4", "a.mp4", "--encoder", "own_encoder:mean", "--encoder_frames", "3"]
+    assert main([*words, "--jepa_rank", "3", "--json"]) == 0
+    films = json.loads(capfd.readouterr().out)["films"]
+    assert films["a.mp4"]["consistency"] > films["b.mp4"]["consistency"]
+    assert films["a.mp4"]["encoder_frames"] == 3
+    # The mean of n pixels has three singular values of n ** -0.5, in every frame.
+    assert films["b.mp4"]["jepa_score_std"] == pytest.approx(0.0, abs=1e-5)
+    assert main(["a.mp4", "--encoder", "own_encoder:mean"]) == 0
+    assert "consistency" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("films")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--encoder", "own"], "--encoder is no function; got 'own'; wanted MODULE:NAME"),
+        (["--encoder", "no_such:name"], "--encoder cannot be imported: No module named"),
+        (["--encoder", "json:no_such"], "--encoder cannot be imported"),
+        (["--jepa_rank", "3"], "mean nothing without --encoder"),
+    ],
+)
+def test_encoders_that_are_none(
+    capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["a.mp4", *words]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_names_for_vbench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"prompt": "a red circle", "layout": "mmpl_t2v", "seeding": "terminal"}
+    for name, prompt in (("1.mp4", "a red circle"), ("2.mp4", "a red circle"), ("3.mp4", "a/b")):
+        of_film = {"settings": {**settings, "prompt": prompt, "num_frames": 9}}
+        with VideoWriter(name, 32, 32, FPS, metadata=of_film) as writer:
+            writer.write(np.stack([plain((9, 9, 9), 32)] * 9))
+    assert main(["1.mp4", "2.mp4", "--vbench", "vbench"]) == 0
+    assert sorted(path.name for path in Path("vbench").iterdir()) == [
+        "a red circle-0.mp4",
+        "a red circle-1.mp4",
+    ]
+    assert Path("vbench/a red circle-1.mp4").read_bytes() == Path("2.mp4").read_bytes()
+    capfd.readouterr()
+    assert main(["3.mp4", "--vbench", "vbench"]) == 2
+    assert "cannot be a file name" in capfd.readouterr().err
