@@ -168,6 +168,35 @@ def test_a_perfect_network_makes_the_seeds_as_they_were(
     assert (context - 0.5).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("by", ["odds", "clips"])
+def test_what_is_not_to_be_drawn_is_not(tokenizer: Tokenizer, data: Data, by: str) -> None:
+    """A clip of odds 0, or behind the first `clips`, may hold anything."""
+    specs = [data.clips.spec(i) for i in range(len(data.clips.seeds))]
+    barred = {spec.shape for spec in specs} - {specs[0].shape}
+    assert barred
+    keep = torch.tensor([spec.shape not in barred for spec in specs])
+    if by == "clips":
+        keep = torch.arange(len(specs)) < 1
+
+    def with_holes(clips: LatentClips, keep: torch.Tensor) -> LatentClips:
+        z_BCTHW = clips.z_BCTHW.clone()
+        z_BCTHW[~keep] = torch.nan
+        return LatentClips(z_BCTHW, clips.seeds)
+
+    own = tuple((shape, 0.0) for shape in barred) if by == "odds" else ()
+    shares = {"init": 0.0}  # which is learned from beginnings
+    for careful in (True, False):
+        training = DiTTraining(
+            (course(mmpl_t2v(), 1.0, shares),),
+            frames=84,
+            clips=1 if careful and by == "clips" else 8,
+            odds=own if careful else (),
+        )
+        holed = Data(with_holes(data.clips, keep), data.beginnings)
+        loss = dit_loss(DIT, text_config(tokenizer), tokenizer, holed, training)(start(tokenizer))
+        assert all(loss(step)[0].isfinite() for step in range(3)) == careful
+
+
 def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, data: Data) -> None:
     first = LatentClips(data.clips.z_BCTHW[:1], data.clips.seeds[:1])
     one = Data(first, LatentClips(first.z_BCTHW[:, :, :2], first.seeds))
