@@ -10,7 +10,7 @@ import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmpl import __version__
 from mmpl.cli.job import read_record
@@ -121,7 +121,7 @@ def _page_of(path: str, values: Mapping[str, Any]) -> Measured:
     first, *later = values["seconds"]
     turns = [abs(turn) if turn is not None else None for turn in values["hue_drifts_deg"]]
     numbers = {
-        name: _number(value) if _is_number(value) else value
+        name: _number(value) if isinstance(value, (int, float)) else value
         for name, value in values.items()
         if value is None or isinstance(value, (int, float, str))
     }
@@ -160,7 +160,7 @@ def _encoder(name: str) -> Encoder:
         ) from error
     if not callable(found):
         raise ArgumentError("--encoder is no function", got=ascii(name)[:60], wanted="MODULE:NAME")
-    return found
+    return cast("Encoder", found)
 
 
 def _of_features(
@@ -202,7 +202,9 @@ def _copy_for_vbench(paths: Sequence[str], folder: str, console: Console) -> Non
 def _print(found: Mapping[str, Mapping[str, Any]], compare: bool) -> None:
     """A row for each number, a column for each film; with `compare`, differences from the first."""
     first, *_ = found.values()
-    numbers = {n: None for v in found.values() for n, value in v.items() if _is_number(value)}
+    numbers = {
+        n: None for v in found.values() for n, value in v.items() if isinstance(value, (int, float))
+    }
     names = [*_TOLD, *(name for name in numbers if name not in _TOLD)]
     print_result(" " * 36 + "".join(f"{_short(path):>{_NAME + 2}s}" for path in found))
     for name in names:
@@ -214,10 +216,6 @@ def _print(found: Mapping[str, Mapping[str, Any]], compare: bool) -> None:
                 text += f" ({value - base:+.3g})"
             row += f"{text:>{_NAME + 2}s}"
         print_result(row.rstrip())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
 
 
 def _number(value: float | None) -> str:

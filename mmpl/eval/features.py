@@ -79,7 +79,7 @@ def jepa_score(encoder: Encoder, x_BCHW: Tensor, *, rank: int, seed: int = 0) ->
         along = torch.randn(x_BCHW.shape, generator=generator).to(x_BCHW)
         columns.append(jvp(flat, (x_BCHW,), (along,))[1])
     basis_DR, _ = torch.linalg.qr(torch.stack(columns, dim=1).double())
-    value_D, back = vjp(flat, x_BCHW)
+    value_D, back, *_ = vjp(flat, x_BCHW)
     rows = [back(direction.to(value_D))[0].double().flatten() for direction in basis_DR.unbind(1)]
     singular = torch.linalg.svdvals(torch.stack(rows).detach())
     return float(singular.clamp(min=LEAST_SINGULAR).log().mean())

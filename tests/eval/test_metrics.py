@@ -77,7 +77,7 @@ def test_a_grey_film_has_brightness_and_contrast_and_no_hue() -> None:
 
 def test_a_jump_is_read_against_its_neighbours() -> None:
     """A gradient that moves by 1 level a frame, and by 7 at frame 20."""
-    film = [plain((20 + n + 6 * (n >= 20),) * 3) for n in range(40)]
+    film = [plain((level, level, level)) for level in (20 + n + 6 * (n >= 20) for n in range(40))]
     found = measure(film, FPS, joints=[{20, 30, 400}])
     assert [joint.frame for joint in found.joints] == [20, 30]
     assert [joint.jump_ratio for joint in found.joints] == pytest.approx([7.0, 1.0], rel=1e-4)
