@@ -157,7 +157,7 @@ def test_train_all(capfd: Capture) -> None:
 def test_train_stopped(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*_: object, **__: object) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):  # where Ctrl-C is ignored, as in the background, it never comes
+        for _number in range(1000):  # where Ctrl-C is ignored, as in the background, it never comes
             time.sleep(0.01)
         yield
 
