@@ -96,7 +96,8 @@ def vae_stages() -> tuple[Stage[VAETraining], ...]:
 def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     """First frames and plans, for what a film shows must be read off the text there; then whole
     films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them; then
-    the same on more clips, with more of what is hardest to keep: stars, and what circles."""
+    the same on more clips, with more of what is hardest to keep: stars, and what circles; then,
+    for outlines are decided late, with as many timesteps of little noise as of much."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
@@ -116,6 +117,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     chained = DiTTraining(
         chains, frames=192, shift=SHIFT, clips=1536, seed=2, backgrounds=0.65, own_seeds=0.8
     )
+    stars = replace(chained, clips=4608, seed=3, odds=hard)
     return (
         Stage(
             "dit-beginnings",
@@ -128,10 +130,11 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
             replace(recipe, steps=3000, matrix_rate=8e-3),
         ),
         Stage("dit-chains", chained, replace(recipe, steps=6000, matrix_rate=8e-3)),
+        Stage("dit-stars", stars, replace(recipe, steps=4800, matrix_rate=8e-3)),
         Stage(
-            "dit-stars",
-            replace(chained, clips=4608, seed=3, odds=hard),
-            replace(recipe, steps=4800, matrix_rate=8e-3),
+            "dit-outlines",
+            replace(stars, seed=4, shift=1.0),
+            replace(recipe, steps=5000, matrix_rate=8e-3),
         ),
     )
 
