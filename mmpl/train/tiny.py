@@ -146,7 +146,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-outlines",
             replace(stars, seed=4, shift=1.0),
-            replace(recipe, steps=5000, matrix_rate=8e-3),
+            replace(recipe, steps=4000, matrix_rate=8e-3),
         ),
     )
 
