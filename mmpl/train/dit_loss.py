@@ -292,8 +292,8 @@ def _timesteps(shape: torch.Size, levels: str, shift: float, generator: torch.Ge
     t_BT = shifted(torch.rand(clips, frames, generator=generator), shift)
     rising_B1, clean_B1 = torch.rand(2, clips, 1, generator=generator)
     t_BT = torch.where(rising_B1 < 0.5, t_BT.sort(dim=1).values, t_BT)
-    # None clean in half of the clips, else as many as up to half of the frames.
-    known_B1 = ((clean_B1 - 0.5) * frames).floor()
+    # None clean in half of the clips, else any number but all of the frames.
+    known_B1 = ((2 * clean_B1 - 1) * frames).floor()
     return torch.where(torch.arange(frames) < known_B1, 0.0, t_BT)
 
 
