@@ -151,7 +151,8 @@ class Pipeline:
     A chunk begins when the one before it has 1 / `at_once` of its steps behind it. It sees itself
     and all chunks before it in the rolling window, each as it is now: clean, or less noisy than
     itself. The passes of a tick run from the oldest chunk on over the cache, which gives what one
-    pass under a block-causal mask would. With `at_once` 1 this is `Rolling`.
+    pass under a block-causal mask would; then what is finished has its clean pass. With `at_once`
+    1 this is `Rolling`.
     """
 
     window: Window
@@ -176,19 +177,22 @@ class Pipeline:
         context = stage.context(window.layout)
         begun: dict[int, Block] = {}
         for tick in timetable(count, stage.steps, -(-stage.steps // self.at_once)):
+            newest = tick[-1][0]
             for number, index in tick:
                 group = window.group(number)
                 if index == 0:
                     begun[number] = _started(stage, group.frames)
-                context = entered(context, window, number, newest=tick[-1][0])
+                context = entered(context, window, number, newest)
                 x_BCTHW = begun[number].x_BCTHW
                 v_BCTHW = stage.guided(velocities(network, context, group, x_BCTHW, times[index]))
                 begun[number] = begun[number].after(stage.sampler, index, v_BCTHW)
-                if index == stage.steps - 1:
-                    z_BCTHW = begun.pop(number).x_BCTHW
-                    if number + 1 < count:
-                        context = commit(network, context, group, z_BCTHW)
-                    yield from z_BCTHW.unbind(2)
+            oldest, index = tick[0]
+            if index == stage.steps - 1:
+                z_BCTHW = begun.pop(oldest).x_BCTHW
+                if oldest + 1 < count:
+                    context = entered(context, window, oldest, newest)
+                    context = commit(network, context, window.group(oldest), z_BCTHW)
+                yield from z_BCTHW.unbind(2)
 
 
 # --------------------------------------------------------------------------- diffusion forcing
