@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
+from mmpl.eval import rolling
 from mmpl.eval.rolling import Window, entered, rolled, sink_keys, turn_sink_
 from mmpl.eval.stage import Shot, Stage, film_of, open_stage
 from mmpl.eval.windows import made
@@ -105,6 +106,15 @@ def test_turned_keys_are_those_of_the_place(by: int) -> None:
     for one, other in zip(moved.branches, wanted.branches, strict=True):
         assert worst(one.cache.k_IBSNK, other.cache.k_IBSNK) < CLOSE
         assert torch.equal(sink_keys(moved, Window(6))[0], keys[0][:, :, :0])
+
+
+def test_the_sink_stays_at_the_far_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of frames 0..11 in a window of 6: once 6 are there the sink moves with each chunk."""
+    by: list[int] = []
+    monkeypatch.setattr(rolling, "turn_sink_", lambda *given: by.append(given[-1]))
+    latents = list(rolled(stage(), Window(6, 2, sink=2), 12))
+    assert len(latents) == 12
+    assert by == [2, 4, 6], "the newest frames are 7, 9, 11: 5 after the first of the sink"
 
 
 windows = st.builds(

@@ -17,9 +17,11 @@ from mmpl.eval import staggered
 from mmpl.eval.rolling import Window, rolled
 from mmpl.eval.stage import Shot, Stage, film_of, open_stage
 from mmpl.eval.staggered import Block, Fifo, Forcing, Pipeline, joint, partitions, timetable
+from mmpl.eval.windows import made
+from mmpl.layout.presets import bidirectional_window
 from mmpl.wan.attention import token_mask
 from mmpl.wan.dit import Positions, dit
-from mmpl.wan.flow import SolverState, sample
+from mmpl.wan.flow import SolverState
 from tests.small import DEFAULTS, small_dit, small_model
 
 CLOSE = 5e-5
@@ -136,17 +138,10 @@ def test_a_pipeline_is_one_block_causal_pass(at_once: int) -> None:
 
 def test_blocks_that_go_together_are_one_clip() -> None:
     """With no lag the windows of diffusion forcing are the plain bidirectional model."""
-    together = replace(Forcing(frames=9, history=1, block=4), lag=0.0)
-    own = stage()
-
-    def velocity(x_BCTHW: Tensor, timestep: float, _: int) -> Tensor:
-        return joint(own, [(x_BCTHW, timestep)])[0]
-
-    wanted = sample(velocity, own.noise(range(9)), own.sampler.solver, own.sampler.schedule)
-    blocks = Sync(**{f: getattr(together, f) for f in together.__slots__})
-    latents = blocks.filled(own, 0, {}, 9)
-    got = torch.stack([latents[frame] for frame in range(9)], dim=2)
-    assert worst(got, wanted) < CLOSE
+    film = replace(stage().film, layout=bidirectional_window(9, 0), noise="off")
+    wanted = made(replace(stage(), film=film), 0, {}, 9)
+    got = Sync(frames=9, history=1, block=4).filled(stage(), 0, {}, 9)
+    assert all(worst(got[frame], wanted[frame]) < CLOSE for frame in range(9))
 
 
 class Sync(Forcing):
@@ -164,6 +159,8 @@ def test_levels_of_diffusion_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def noting(own: Stage, parts: list[tuple[Tensor, float]]) -> list[Tensor]:
         seen.append([level for x_BCTHW, level in parts for _ in range(x_BCTHW.shape[2])])
+        for frame, z_BCHW in history.items():
+            assert 0.01 < worst(parts[frame][0][:, :, 0], 0.98 * z_BCHW) < 0.1
         return joint(own, parts)
 
     monkeypatch.setattr(staggered, "joint", noting)
