@@ -24,6 +24,7 @@ from mmpl.film.segment import stack
 from mmpl.generate import Frames, Request, generate
 from mmpl.layout.presets import SEGMENT_LATENTS
 from mmpl.layout.timeline import Chain, film_frames
+from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
 from tests.small import CHANNELS, CONFIGS, DEFAULTS, small_model
 
@@ -57,6 +58,28 @@ def film(name: str, shot: Shot = SHOT) -> Film:
 
 
 @pytest.fixture
+def quick_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels are latents made larger: nothing here depends on what the VAE computes."""
+
+    def decode(
+        params: object, config: VAEConfig, z_BCTHW: Tensor, state: vae.State | None = None
+    ) -> tuple[Tensor, vae.State]:
+        video_BCFHW = z_BCTHW[:, :3].repeat_interleave(config.temporal_stride, 2)
+        for axis in (3, 4):
+            video_BCFHW = video_BCFHW.repeat_interleave(config.spatial_stride, axis)
+        first = config.temporal_stride - 1 if state is None else 0
+        return video_BCFHW[:, :, first:], ()
+
+    def encode(params: object, config: VAEConfig, video_BCFHW: Tensor) -> tuple[Tensor, vae.State]:
+        time, space = config.temporal_stride, config.spatial_stride
+        small_BCTHW = video_BCFHW[:, :, ::time, ::space, ::space]
+        return torch.cat((small_BCTHW, small_BCTHW[:, : CHANNELS - 3]), dim=1), ()
+
+    monkeypatch.setattr(vae, "decode", decode)
+    monkeypatch.setattr(vae, "encode", encode)
+
+
+@pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the latent frames of every pass of the network, by what they are for."""
     seen: Counter[str] = Counter()
@@ -81,6 +104,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return seen
 
 
+@pytest.mark.usefixtures("quick_vae")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_film_of_the_promised_length_and_cost(name: str, counted: Counter[str]) -> None:
     wanted = evaluations(name, model(), SHOT)
@@ -110,6 +134,7 @@ def test_noise_modes_cost_nothing(name: str) -> None:
     assert evaluations(name, model(), SHOT) == evaluations("mmpl_terminal", model(), SHOT)
 
 
+@pytest.mark.usefixtures("quick_vae")
 def test_without_guidance_there_is_one_branch(counted: Counter[str]) -> None:
     shot = replace(SHOT, segments=1, guidance_scale=1.0)
     film("fifo", shot)
@@ -128,6 +153,7 @@ def test_mmpl_is_what_generate_makes(seeding: str) -> None:
     assert np.array_equal(made, wanted)
 
 
+@pytest.mark.usefixtures("quick_vae")
 @pytest.mark.parametrize(
     ("name", "mode"), [("mmpl_noise_unit_0.5", None), ("mmpl_noise_off", "off")]
 )
@@ -137,6 +163,7 @@ def test_noise_arms_are_settings_of_the_film(name: str, mode: str | None) -> Non
     assert not np.array_equal(film(name, one), film("mmpl_noise_paper_0.9", one))
 
 
+@pytest.mark.usefixtures("quick_vae")
 @pytest.mark.parametrize("name", ["causvid_windows", "rolling_kv", "diffusion_forcing", "fifo"])
 def test_same_seed_same_bits(name: str) -> None:
     one = replace(SHOT, segments=1)
@@ -167,6 +194,7 @@ def test_seeds_handed_over_raw() -> None:
     assert stack(seeds, range(2))[0, 0, :, 0, 0].tolist() == [19.0, 20.0]
 
 
+@pytest.mark.usefixtures("quick_vae")
 def test_frames_come_as_they_are_made(counted: Counter[str]) -> None:
     """The first piece is there long before the film is."""
     pieces: Iterator[Film] = METHODS["rolling_kv"].make(model(), SHOT)
