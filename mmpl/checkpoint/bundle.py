@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,10 @@ __all__ = [
     "Configs",
     "Defaults",
     "Model",
+    "Transformer",
     "check_folder",
     "load_model",
+    "load_transformer",
     "model_from_state_dicts",
     "write_bundle",
 ]
@@ -106,6 +108,26 @@ def load_model(
     _require_digests(found, digests)
     tokenizer = Tokenizer(tokenizer_json, where=str(where))
     return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transformer:
+    """A model's transformer alone: its weights as they are stored, under official names."""
+
+    flat: dict[str, Tensor]
+    config: DiTConfig
+    digest: str
+
+
+def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Transformer:
+    """The transformer of a folder that `check_folder` found, mapped where its file can be, so that
+    nothing is read before it is used. Raises CheckpointError."""
+    path = found.files["dit"]
+    part = _recognised("dit", read_state_dict(path, use_ema=use_ema), found.given["dit"], str(path))
+    actual = digest(part.flat)
+    if "dit" in found.digests:
+        _require_digests(replace(found, digests={"dit": found.digests["dit"]}), {"dit": actual})
+    return Transformer(part.flat, part.config, actual)
 
 
 def model_from_state_dicts(
