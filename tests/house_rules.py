@@ -50,6 +50,7 @@ NO_TORCH = (
     "mmpl.media.source",
     "mmpl.media.video",
     "mmpl.train.grammar",
+    "mmpl.train.origin",
     "mmpl.train.trainable",
     "mmpl.train.tuning",
     "mmpl.cli.",
@@ -92,7 +93,8 @@ AT_IMPORT = {  # what may be called while a module is imported: pure and quick
     *("math.factorial", "math.log", "math.radians", "math.sqrt", "re.compile"),
     "types.MappingProxyType",
     *("pathlib.Path", "torch.no_grad", "mmpl.wan.params.key"),
-    *("mmpl.checkpoint.names._joined", "mmpl.cli.flags.one_of", "mmpl.cli.flags.whole"),
+    *("mmpl.checkpoint.names._joined", "mmpl.cli.flags.one_of"),
+    *("mmpl.cli.flags.whole", "mmpl.cli.flags.real"),
 }
 METHODS_AT_IMPORT = {"items", "join", "resolve"}
 TOP_LEVEL = {

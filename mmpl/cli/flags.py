@@ -128,6 +128,17 @@ def whole(low: int, high: int) -> dict[str, Any]:
     return {"read": read, "wanted": f"a whole number, {low} to {high}"}
 
 
+def real(low: float, high: float) -> dict[str, Any]:
+    """Reader and description of a number in this range, both ends in it."""
+
+    def read(text: str) -> float:
+        if not low <= (value := float(text)) <= high:
+            raise ValueError
+        return value
+
+    return {"read": read, "wanted": f"a number, {low:g} to {high:g}"}
+
+
 def _duration(text: str) -> float:
     match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
     if match is None or not any(match.groups()):

@@ -14,7 +14,6 @@ RELEASED_I2V = "mmpl_i2v_released"
 LAYOUTS = (*PRESETS, RELEASED_I2V)
 TIMESTEPS = ("group", "block3")
 WEIGHTINGS = ("bell", "none")
-CAPTIONS = ("dense", "short")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ silent, the released training code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -22,21 +22,26 @@ from mmpl.layout.mask import released_i2v_mask
 from mmpl.train.accumulate import summed
 from mmpl.train.loop import Loss, LossOf, Weights
 from mmpl.train.teacher_forcing import Lesson, lesson, masked_lesson, taught_flow
-from mmpl.train.tuning import CAPTIONS, RELEASED_I2V, Tuning
+from mmpl.train.tuning import RELEASED_I2V, Tuning
 from mmpl.wan import flow
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import DEFAULT_ENGINE, DiTParams, Engine, dit_from_flat, encode_context
+from mmpl.wan.dit import DEFAULT_ENGINE, DiTParams, Engine, encode_context
 from mmpl.wan.flex import flex_mask
 
-NEGATIVE = "negative"
+Kind = Literal["dense", "short"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Clips(Protocol):
     """Encoded clips: latents of one segment each, and the embeddings of its captions, of as many
-    tokens J as they have. `negative` is that of the negative prompt."""
+    tokens J as they have. `negative` is that of the negative prompt, `made` says of what and how
+    all this was made."""
 
     @property
     def negative(self) -> Tensor: ...
+
+    @property
+    def made(self) -> Mapping[str, str | int]: ...
 
     def __len__(self) -> int: ...
 
@@ -44,8 +49,8 @@ class Clips(Protocol):
         """z_CTHW, normalised."""
         ...
 
-    def text(self, index: int, kind: str, /) -> Tensor:
-        """[J, text_dim] of the caption of a `kind` of CAPTIONS."""
+    def text(self, index: int, kind: Kind, /) -> Tensor:
+        """[J, text_dim] of one of its captions."""
         ...
 
     def name(self, index: int, /) -> str: ...
@@ -53,11 +58,11 @@ class Clips(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """What is random in one segment of a step. `text` is a kind of caption, or NEGATIVE; the clean
-    frames are at noise level `sigma`."""
+    """What is random in one segment of a step. `text` is a kind of caption, None the negative
+    prompt; the clean frames are at noise level `sigma`."""
 
     clip: int
-    text: str
+    text: Kind | None
     t_T: Tensor
     noise_CTHW: Tensor
     sigma: float
@@ -134,16 +139,16 @@ def draw(shared: Teaching, step: int, number: int, clips: Clips) -> Draw:
     t_T = torch.empty(tuning.groups().frames)
     for frames in tuning.together():
         t_T[list(frames)] = levels[rng.integers(len(levels))]
-    text = CAPTIONS[int(rng.random() >= tuning.dense_captions)]
-    if np.random.default_rng([tuning.seed, step, 0]).random() < tuning.prompt_dropout:
-        text = NEGATIVE  # the whole batch, as in the released code
+    kind = KINDS[int(rng.random() >= tuning.dense_captions)]
+    # The whole batch or nothing of it, as in the released code.
+    dropped = np.random.default_rng([tuning.seed, step, 0]).random() < tuning.prompt_dropout
     sigma = tuning.clean_noise * rng.random()
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     clip = _clip(tuning, step, number, len(clips))
     shape = clips.latents(clip).shape
     noise_CTHW = torch.randn(shape, generator=generator)
     clean_noise_CTHW = torch.randn(shape, generator=generator) if sigma > 0 else None
-    return Draw(clip, text, t_T, noise_CTHW, sigma, clean_noise_CTHW)
+    return Draw(clip, None if dropped else kind, t_T, noise_CTHW, sigma, clean_noise_CTHW)
 
 
 def samples_of(clips: Clips, tuning: Tuning) -> Callable[[int], tuple[str, ...]]:
@@ -156,7 +161,7 @@ def samples_of(clips: Clips, tuning: Tuning) -> Callable[[int], tuple[str, ...]]
 
 def tuning_loss(
     config: DiTConfig,
-    frozen: Weights,
+    params_of: Callable[[Weights], DiTParams],
     clips: Clips,
     tuning: Tuning,
     *,
@@ -164,7 +169,7 @@ def tuning_loss(
     share: tuple[int, int] = (0, 1),
     flex: bool = False,
 ) -> LossOf:
-    """The loss for `mmpl.train.loop.train` of the trained weights; the `frozen` ones are the rest.
+    """The loss for `mmpl.train.loop.train` of the trained weights, which `params_of` completes.
 
     Process `share[0]` of `share[1]` takes every so manieth segment of the batch. Its loss is the
     mean over these, so that the mean of all processes is the loss of the whole batch. One segment
@@ -183,8 +188,7 @@ def tuning_loss(
     own = range(rank, tuning.batch, world)
 
     def loss_of(weights: Weights) -> Loss:
-        params = dit_from_flat({**frozen, **weights}, config)
-        leaves = list(weights.values())
+        params, leaves = params_of(weights), list(weights.values())
         device = leaves[0].device
         shared = teaching(config, tuning, engine=engine)
         if flex:
@@ -217,7 +221,7 @@ def check_clips(clips: Clips, config: DiTConfig, tuning: Tuning) -> None:
         raise InputError("there are no clips to learn from")
     z_CTHW, frames = clips.latents(0), tuning.groups().frames
     patch = config.patch_size[1:]
-    texts = [clips.negative, *(clips.text(0, kind) for kind in CAPTIONS)]
+    texts = [clips.negative, *(clips.text(0, kind) for kind in KINDS)]
     wanted = f"{config.in_dim} x {frames} x multiples of {patch[0]} and {patch[1]}"
     sides = [side % step for side, step in zip(z_CTHW.shape[2:], patch)]
     if tuple(z_CTHW.shape[:2]) != (config.in_dim, frames) or z_CTHW.dim() != 4 or any(sides):
@@ -255,7 +259,7 @@ def _batch(draws: Sequence[Draw], clips: Clips, device: torch.device) -> Batch:
         ]
     )
     texts = [
-        clips.negative if one.text == NEGATIVE else clips.text(one.clip, one.text) for one in draws
+        clips.negative if one.text is None else clips.text(one.clip, one.text) for one in draws
     ]
     return Batch(
         z_BCTHW.to(device),
