@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from mmpl.errors import NumericError
@@ -127,11 +126,12 @@ class _Course:
         self.world.average_gradients_(weights)
         told = self.world.mean({"loss": value.item(), **metrics})
         self._require_finite("loss", told["loss"], step)
-        total = state.norm([weight.grad for weight in weights if weight.grad is not None])
-        size = total.item()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        size = state.norm(gradients)
         self._require_finite("gradient", size, step)
-        if self.recipe.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(weights, self.recipe.clip_norm, total)
+        if 0 < self.recipe.clip_norm < size:
+            for gradient in gradients:
+                gradient.mul_(self.recipe.clip_norm / size)
         state.update_(self.state, self.recipe, step)
         if self.world.leads:
             rate = self.recipe.learning_rate * self.recipe.share_at(step)
@@ -140,7 +140,7 @@ class _Course:
 
     def save(self, step: int) -> None:
         """Writes the state, unless it is spoiled, and what is drawn from the log."""
-        size = state.norm([weight.detach() for weight in self.state.weights.values()]).item()
+        size = state.norm([weight.detach() for weight in self.state.weights.values()])
         self._require_finite("norm of the weights", size, step - 1)
         if self.world.leads:
             log.settle(self.run)  # before the state, so that no step of a state is missing in it

@@ -76,11 +76,11 @@ def begin(start: Weights, recipe: Recipe) -> State:
     return State(weights, ema, momenta, optimizer)
 
 
-def norm(tensors: list[Tensor]) -> Tensor:
+def norm(tensors: list[Tensor]) -> float:
     """Euclidean norm of all of them together, over all processes that hold parts; not finite if any
     number is not."""
     total = torch.nn.utils.get_total_norm(tensors)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    return (total.full_tensor() if isinstance(total, DTensor) else total).item()
 
 
 def update_(state: State, recipe: Recipe, step: int) -> None:
