@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mmpl.cli.flags import (
     whole,
 )
 from mmpl.cli.model import EMBEDDED_MODEL, model_folder
+from mmpl.cli.place import place
 from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable, check_writable
@@ -30,12 +32,12 @@ from mmpl.train.trainable import TRAINS
 from mmpl.train.tuning import LAYOUTS, TIMESTEPS, WEIGHTINGS, Tuning
 
 if TYPE_CHECKING:
-    import torch
-
+    from mmpl.checkpoint.bundle import Transformer
     from mmpl.train.loop import Progress
     from mmpl.train.recipe import Recipe
     from mmpl.train.wan_loss import Clips
-    from mmpl.wan.dit import Engine
+    from mmpl.train.wan_run import Plan
+    from mmpl.train.world import World
 
 TUNE_VERB, EXPORT_VERB = "tune", "export"
 LEARNING, MOVING, FILES = "what is learned", "how the weights move", "files"
@@ -102,6 +104,9 @@ TUNE = Command(
         Flag("attention", MACHINE, "FORM", "of the mask: dense pieces, or FlexAttention, which is "
              "for GPUs and clips of one size", **one_of("pieces", "flex"), default="pieces"),
         Flag("checkpointing", MACHINE, "", "compute blocks again for the gradient, to save memory"),
+        Flag("shard", MACHINE, "", "spread the weights over the processes that torchrun started "
+             "(FSDP); without it each has them whole"),
+        Flag("plan", MACHINE, "", "print what the training takes of a device's memory, and end"),
         Flag("dtype", MACHINE, "NAME", "of the matrix products; trained weights are float32",
              **one_of("bf16", "fp32"), default="bf16 on a GPU, fp32 on a CPU"),
         Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
@@ -148,15 +153,10 @@ def command(argv: Sequence[str], console: Console) -> int:
 def _tune(given: Mapping[str, Any], console: Console) -> None:
     tuning = Tuning(**{n: given[n] for n in Tuning.__slots__ if n in given})
     trains, runs = given.get("trains", "self-attention"), Path(given.get("runs", "runs/tune"))
-    learns = trains != "none"
-    _check(given, learns, runs)
+    _check(given, trains, runs)
     found, model = model_folder(given)
 
     import torch
-
-    from mmpl.checkpoint.bundle import load_transformer
-    from mmpl.train import wan_run
-    from mmpl.train.wan_loss import check_clips
 
     torch.set_num_threads(given.get("threads", cores()))
     device = given.get("device", "cpu")
@@ -164,41 +164,90 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
         raise ArgumentError(
             "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
         )
-    flex = given.get("attention") == "flex"
-    plan = wan_run.Plan(trains, tuning, _recipe(given), _dtype(given, device), flex)
-    clips = _open_clips(given["data"]) if learns else None
+    plan = _plan(given, trains, tuning, device)
+    clips = _open_clips(given["data"]) if "data" in given else None
     if clips is not None:
-        _check_made(clips, found)
-        check_clips(clips, found.configs.dit, tuning)
+        _check_clips(clips, found, tuning)
+    if "plan" in given:
+        _print_memory(given, found, plan, clips)
+        return
+    with _joined(device) as world:
+        console.quiet = not world.leads
+        transformer = _begin(found, model, runs, trains)
+        if clips is None or trains == "none":
+            console.say("nothing is trained: `mmpl-train export` writes the weights as they are")
+        else:
+            _learn(given, transformer, clips, plan, world, console)
+        if world.leads:
+            print_result(str(runs))
+
+
+def _begin(found: ModelFolder, model: Mapping[str, str], runs: Path, trains: str) -> Transformer:
+    """The transformer, and the record of it in the run folder."""
+    from mmpl.checkpoint.bundle import load_transformer
+
     transformer = load_transformer(found)
-    origin = Origin(
-        os.path.abspath(model.get("model_path", EMBEDDED_MODEL)),
-        os.path.abspath(model["checkpoint"]) if "checkpoint" in model else None,
-        transformer.digest,
-        trains,
-    )
-    begin(runs, origin)
-    if clips is None:
-        console.say("nothing is trained: `mmpl-train export` writes the weights as they are")
-    else:
-        for progress in wan_run.tune(
-            transformer,
-            clips,
-            runs,
-            plan,
-            device=device,
-            engine=_engine(given, device, plan.dtype),
-            save_every=given.get("save_every", 100),
-        ):
-            console.say(_line(progress))
-    print_result(str(runs))
+    checkpoint = os.path.abspath(model["checkpoint"]) if "checkpoint" in model else None
+    folder = os.path.abspath(model.get("model_path", EMBEDDED_MODEL))
+    begin(runs, Origin(folder, checkpoint, transformer.digest, trains))
+    return transformer
 
 
-def _check(given: Mapping[str, Any], learns: bool, runs: Path) -> None:
+def _learn(
+    given: Mapping[str, Any],
+    transformer: Transformer,
+    clips: Clips,
+    plan: Plan,
+    world: World,
+    console: Console,
+) -> None:
+    from mmpl.train.recompute import checkpointed
+    from mmpl.train.wan_run import tune
+    from mmpl.wan.attention import resolve_attention
+    from mmpl.wan.dit import Engine, block
+
+    device = given.get("device", "cpu")
+    _, attention = resolve_attention("auto", device, plan.dtype)
+    block_fn = checkpointed(block) if "checkpointing" in given else block
+    for progress in tune(
+        transformer,
+        clips,
+        Path(given.get("runs", "runs/tune")),
+        plan,
+        device=device,
+        engine=Engine(attention=attention, block_fn=block_fn),
+        world=world,
+        save_every=given.get("save_every", 100),
+    ):
+        console.say(_line(progress))
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[World]:
+    """The processes that torchrun started, if it did."""
+    import torch
+    import torch.distributed as dist
+
+    from mmpl.train.world import ALONE, World
+
+    where = place()
+    if where is None or where.ranks == 1:
+        yield ALONE
+        return
+    if device == "cuda":
+        torch.cuda.set_device(where.local_rank)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    try:
+        yield World(dist.group.WORLD, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check(given: Mapping[str, Any], trains: str, runs: Path) -> None:
     """What can be refused before anything is loaded."""
-    if learns and "data" not in given:
+    if "data" not in given and trains != "none" and "plan" not in given:
         raise ArgumentError("--data is missing", todo="give the folder that `encode` wrote")
-    if learns and not os.path.isdir(given["data"]):
+    if "data" in given and not os.path.isdir(given["data"]):
         raise InputError(
             "no such folder of encoded clips",
             where=printable(given["data"]),
@@ -208,7 +257,23 @@ def _check(given: Mapping[str, Any], learns: bool, runs: Path) -> None:
         raise ArgumentError(
             "FlexAttention is for GPUs", got="--device cpu", todo="leave --attention out"
         )
+    if "shard" in given and place() is None and "plan" not in given:
+        raise ArgumentError(
+            "--shard needs several processes",
+            todo="start them: torchrun --nproc_per_node GPUS bin/mmpl-train tune ...",
+        )
     check_folder_writable(runs)
+
+
+def _plan(given: Mapping[str, Any], trains: str, tuning: Tuning, device: str) -> Plan:
+    import torch
+
+    from mmpl.train.wan_run import Plan
+
+    name = given.get("dtype", "fp32" if device == "cpu" else "bf16")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    flex = given.get("attention") == "flex"
+    return Plan(trains, tuning, _recipe(given), dtype, flex, "shard" in given)
 
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
@@ -230,32 +295,16 @@ def _recipe(given: Mapping[str, Any]) -> Recipe:
     )
 
 
-def _dtype(given: Mapping[str, Any], device: str) -> torch.dtype:
-    import torch
-
-    name = given.get("dtype", "fp32" if device == "cpu" else "bf16")
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
-
-
-def _engine(given: Mapping[str, Any], device: str, dtype: torch.dtype) -> Engine:
-    from mmpl.train.recompute import checkpointed
-    from mmpl.wan.attention import resolve_attention
-    from mmpl.wan.dit import Engine, block
-
-    _, attention = resolve_attention("auto", device, dtype)
-    return Engine(
-        attention=attention, block_fn=checkpointed(block) if "checkpointing" in given else block
-    )
-
-
 def _open_clips(folder: str) -> Clips:
     from mmpl.train.encoded import EncodedClips
 
     return EncodedClips(folder)
 
 
-def _check_made(clips: Clips, found: ModelFolder) -> None:
-    """Raises InputError for clips of another VAE or text encoder than the model's, where known."""
+def _check_clips(clips: Clips, found: ModelFolder, tuning: Tuning) -> None:
+    """Raises InputError for clips that are not this model's, as far as is known before loading."""
+    from mmpl.train.wan_loss import check_clips
+
     for part in ("vae", "text", "tokenizer"):
         made, own = clips.made.get(part), found.digests.get(part)
         if made and own and made != own:
@@ -265,6 +314,29 @@ def _check_made(clips: Clips, found: ModelFolder) -> None:
                 wanted=own[:12],
                 todo="encode them with this model",
             )
+    check_clips(clips, found.configs.dit, tuning)
+
+
+def _print_memory(
+    given: Mapping[str, Any], found: ModelFolder, plan: Plan, clips: Clips | None
+) -> None:
+    """The plan for one segment at a time; without clips for those of the model's own size."""
+    from mmpl.train.wan_run import plan_of_memory
+
+    stride = found.configs.vae.spatial_stride
+    height, width = found.defaults.height // stride, found.defaults.width // stride
+    if clips is not None:
+        height, width = clips.latents(0).shape[2:]
+    where = place()
+    memory = plan_of_memory(
+        found.configs.dit,
+        plan,
+        (height, width),
+        shards=where.ranks if where and plan.shard else 1,
+        checkpointing="checkpointing" in given,
+    )
+    for line in memory.lines():
+        print_result(line)
 
 
 def _line(progress: Progress) -> str:

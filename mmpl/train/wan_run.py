@@ -6,7 +6,7 @@ weights stay there, and are put together with the trained ones at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,16 @@ from mmpl.checkpoint.bundle import Transformer
 from mmpl.checkpoint.write import write_transformer
 from mmpl.errors import CheckpointError
 from mmpl.train.loop import Progress, Recipe, Weights, train
+from mmpl.train.memory import MemoryPlan, memory_plan
 from mmpl.train.origin import origin_of
+from mmpl.train.parallel import sharded, whole
 from mmpl.train.state import averaged_weights, last_weights
 from mmpl.train.trainable import trained
 from mmpl.train.tuning import Tuning
-from mmpl.train.wan_loss import Clips, samples_of, tuning_loss
+from mmpl.train.wan_loss import Clips, samples_of, teaching, tuning_loss
 from mmpl.train.world import ALONE, World
-from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_cast, dit_from_flat
+from mmpl.wan.config import DiTConfig
+from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_cast, dit_from_flat, dit_shapes
 from mmpl.wan.ops import Precision, natural_precision
 from mmpl.wan.params import to_flat
 
@@ -30,13 +33,14 @@ from mmpl.wan.params import to_flat
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a model is tuned. `trains`: see `trainable`. Passes compute in `dtype`; `flex` hides by
-    FlexAttention, not by dense pieces."""
+    FlexAttention, not by dense pieces; `shard` spreads the weights over the processes."""
 
     trains: str
     tuning: Tuning
     recipe: Recipe
     dtype: torch.dtype
     flex: bool = False
+    shard: bool = False
 
 
 def tune(
@@ -55,24 +59,28 @@ def tune(
     Trained weights are held in float32, the frozen ones as passes read them. Raises what `train`
     and `tuning_loss` do.
     """
-    config, precision = transformer.config, natural_precision(plan.dtype)
-    start, frozen = _parted(transformer, plan.trains, precision, device)
+    names = trained(plan.trains, transformer.flat)
+    precision = natural_precision(plan.dtype)
+    flat = _as_used(transformer, names, precision, device)
+    given = (flat, transformer.config, names)
+    engine = replace(engine, precision=precision)
+    network = sharded(*given, world, engine) if plan.shard else whole(*given, engine)
     loss = tuning_loss(
-        config,
-        lambda weights: dit_from_flat({**frozen, **weights}, config),
+        transformer.config,
+        network.params_of,
         clips,
         plan.tuning,
-        engine=replace(engine, precision=precision),
+        engine=network.engine,
         share=(world.rank, world.size),
         flex=plan.flex,
     )
     yield from train(
-        start,
-        loss,
+        network.start,
+        network.around(loss),
         plan.recipe,
         run,
         setting={
-            "network": config,
+            "network": transformer.config,
             "model": transformer.digest,
             "trains": plan.trains,
             "tuning": plan.tuning,
@@ -113,13 +121,27 @@ def export(run: Path, transformer: Transformer, path: str | Path, *, raw: bool =
     return step
 
 
-def _parted(
-    transformer: Transformer, trains: str, precision: Precision, device: str
-) -> tuple[Weights, Weights]:
-    """The weights that are trained, and the others, in the formats they are used in."""
+def plan_of_memory(
+    config: DiTConfig, plan: Plan, latent_size: tuple[int, int], *, shards: int, checkpointing: bool
+) -> MemoryPlan:
+    """What `tune` takes of a device, for latents of this height and width."""
+    return memory_plan(
+        config,
+        trained(plan.trains, dit_shapes(config)),
+        teaching(config, plan.tuning).lesson.positions(),
+        (1, *latent_size),
+        shards=shards,
+        precision=natural_precision(plan.dtype),
+        frozen=plan.dtype,
+        checkpointing=checkpointing,
+    )
+
+
+def _as_used(
+    transformer: Transformer, names: Collection[str], precision: Precision, device: str
+) -> Weights:
+    """All weights on the device: the trained `names` in float32, the others as passes read them."""
     flat = transformer.flat
-    names = set(trained(trains, flat))
-    params = dit_cast(dit_from_flat(flat, transformer.config), precision)
-    start = {name: flat[name].to(device, torch.float32) for name in names}
-    rest = {name: leaf for name, leaf in to_flat(params).items() if name not in names}
-    return start, {name: leaf.to(device) for name, leaf in rest.items()}
+    cast = to_flat(dit_cast(dit_from_flat(flat, transformer.config), precision))
+    used = {name: leaf.to(device) for name, leaf in cast.items()}
+    return used | {name: flat[name].to(device, torch.float32) for name in names}
