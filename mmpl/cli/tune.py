@@ -106,7 +106,8 @@ TUNE = Command(
         Flag("checkpointing", MACHINE, "", "compute blocks again for the gradient, to save memory"),
         Flag("shard", MACHINE, "", "spread the weights over the processes that torchrun started "
              "(FSDP); without it each has them whole"),
-        Flag("plan", MACHINE, "", "print what the training takes of a device's memory, and end"),
+        Flag("plan", MACHINE, "PROCESSES", "print what it takes of each device's memory in so many "
+             "processes, and end", **whole(1, MOST_BATCH), bare="1"),
         Flag("dtype", MACHINE, "NAME", "of the matrix products; trained weights are float32",
              **one_of("bf16", "fp32"), default="bf16 on a GPU, fp32 on a CPU"),
         Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
@@ -160,7 +161,7 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
 
     torch.set_num_threads(given.get("threads", cores()))
     device = given.get("device", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and "plan" not in given and not torch.cuda.is_available():
         raise ArgumentError(
             "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
         )
@@ -327,12 +328,11 @@ def _print_memory(
     height, width = found.defaults.height // stride, found.defaults.width // stride
     if clips is not None:
         height, width = clips.latents(0).shape[2:]
-    where = place()
     memory = plan_of_memory(
         found.configs.dit,
         plan,
         (height, width),
-        shards=where.ranks if where and plan.shard else 1,
+        shards=given["plan"] if plan.shard else 1,
         checkpointing="checkpointing" in given,
     )
     for line in memory.lines():

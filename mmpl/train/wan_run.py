@@ -141,7 +141,9 @@ def _as_used(
     transformer: Transformer, names: Collection[str], precision: Precision, device: str
 ) -> Weights:
     """All weights on the device: the trained `names` in float32, the others as passes read them."""
-    flat = transformer.flat
-    cast = to_flat(dit_cast(dit_from_flat(flat, transformer.config), precision))
-    used = {name: leaf.to(device) for name, leaf in cast.items()}
-    return used | {name: flat[name].to(device, torch.float32) for name in names}
+    flat, masters = transformer.flat, set(names)
+    read = to_flat(dit_cast(dit_from_flat(flat, transformer.config), precision))
+    return {
+        name: flat[name].to(device, torch.float32) if name in masters else leaf.to(device)
+        for name, leaf in read.items()
+    }

@@ -213,10 +213,13 @@ def test_a_loss_that_is_not_a_number_names_its_clips(
 
 
 def test_the_plan_of_memory(capfd: Capture) -> None:
-    assert call(f"tune {SMALL} --plan --dtype bf16") == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    assert [line.split()[0] for line in out.splitlines()][-1] == "total"
+    totals = []
+    for flags in ("--plan", "--plan 4 --shard", "--plan 4 --device cuda"):
+        assert call(f"tune {SMALL} {flags}") == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        totals.append(out.splitlines()[-1].split()[0])
+    assert totals == ["total"] * 3
     assert not Path("runs").exists()
 
 
