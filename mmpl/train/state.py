@@ -66,7 +66,7 @@ def begin(start: Weights, recipe: Recipe) -> State:
     by_muon = recipe.matrix_rate is not None
     momenta = {n: torch.zeros_like(w) for n, w in weights.items() if by_muon and is_matrix(n, w)}
     optimizer = torch.optim.AdamW(
-        [w for name, w in weights.items() if name not in momenta],
+        [{"params": [w for name, w in weights.items() if name not in momenta]}],  # may be none
         lr=recipe.learning_rate,
         betas=(recipe.beta1, recipe.beta2),
         eps=recipe.eps,

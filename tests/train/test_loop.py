@@ -221,13 +221,14 @@ def test_a_damaged_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_state_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
-    run_all(tmp_path, replace(RECIPE, steps=4))
+    large = {**start(), "late": torch.ones(9000)}  # larger than the curve
+    list(train(large, loss_of, replace(RECIPE, steps=4), tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / STATE_FILE).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, limits[1]))
     try:
         with pytest.raises(OutputError, match=r"state\.safetensors.*size limit"):
-            run_all(tmp_path)
+            list(train(large, loss_of, RECIPE, tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert averaged_weights(tmp_path)[1] == 4
