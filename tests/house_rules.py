@@ -49,7 +49,9 @@ NO_TORCH = (
     "mmpl.media.image",
     "mmpl.media.source",
     "mmpl.media.video",
+    "mmpl.train.footage",
     "mmpl.train.grammar",
+    "mmpl.train.manifest",
     "mmpl.cli.",
 )
 # Imported once all else is checked.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.cli.encode import VERB, encode
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -33,7 +34,7 @@ MOST_STEPS = 10**9
 
 TRAIN = Command(
     name=NAME,
-    usage="mmpl-train STAGE [flags]",
+    usage="mmpl-train STAGE [flags]\n       mmpl-train encode --help",
     description="Trains the small embedded model on procedural clips. Every stage resumes where "
     "it stopped; stop it with Ctrl-C.",
     epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
+    if argv[:1] == [VERB]:
+        return encode(argv[1:], console)
     if wants_help(argv):
         print_result(help_text(TRAIN).rstrip())
         return 0
