@@ -56,7 +56,7 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardDamaged:
-    """A shard that was made before is damaged; it is made again."""
+    """A file that was made before is damaged; it is made again."""
 
     path: Path
 
@@ -87,9 +87,12 @@ def encode_clips(
             durable.sweep_folder(folder, SHARDS, TEXTS_FILE, MANIFEST_FILE, REFUSED_FILE)
         if not require_same(folder, made):
             write_manifest(folder, made)
-        if _kept(folder / TEXTS_FILE, made) is None:
+        texts = folder / TEXTS_FILE
+        if _kept(texts, made) is None:
+            if texts.exists():
+                yield ShardDamaged(texts)
             prompts = {"negative_JD": choices.negative_prompt, "empty_JD": ""}
-            write_shard(folder / TEXTS_FILE, Record(made), _texts(encoders, prompts))
+            write_shard(texts, Record(made), _texts(encoders, prompts))
         clips, listed = 0, list(refused)
         for event in _shards(sources, choices, encoders, folder, made, workers):
             if isinstance(event, ShardDone):
