@@ -151,6 +151,15 @@ DURATION: dict[str, Any] = {"read": _duration, "wanted": "seconds, as in 30, 30s
 """Reader and description of a time in seconds."""
 
 
+def _size(text: str) -> tuple[int, int]:
+    width, height = re.split(r"[x*×]", text.lower())
+    return int(width), int(height)
+
+
+SIZE: dict[str, Any] = {"read": _size, "wanted": "WIDTHxHEIGHT, as in 64x64"}
+"""Reader and description of width and height in pixels."""
+
+
 # ----------------------------------------------------------------------------------- argparse
 
 

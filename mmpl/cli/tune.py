@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from mmpl.train.wan_run import Plan
     from mmpl.train.world import World
 
-TUNE_VERB, EXPORT_VERB = "tune", "export"
 LEARNING, MOVING, FILES = "what is learned", "how the weights move", "files"
 MOST_STEPS, MOST_BATCH, MOST_SEED = 10**9, 2**16, 2**63 - 1
 RUNS = Flag("runs", FILES, "FOLDER", "state of the training", default="runs/tune")
@@ -55,8 +54,8 @@ _CODES = (
 _PAPER = Tuning()
 
 TUNE = Command(
-    name=f"mmpl-train {TUNE_VERB}",
-    usage=f"mmpl-train {TUNE_VERB} --data SHARDS [flags]",
+    name="mmpl-train tune",
+    usage="mmpl-train tune --data SHARDS [flags]",
     description="Trains the transformer of a Wan model (or of a small bundle) to plan and populate "
     "segments, by teacher forcing. The defaults are the paper's (Table 8). Resumes where it "
     "stopped; stop it with Ctrl-C.",
@@ -116,8 +115,8 @@ TUNE = Command(
     ),
 )  # fmt: skip
 EXPORT = Command(
-    name=f"mmpl-train {EXPORT_VERB}",
-    usage=f"mmpl-train {EXPORT_VERB} --runs FOLDER --output FILE [flags]",
+    name="mmpl-train export",
+    usage="mmpl-train export --runs FOLDER --output FILE [flags]",
     description="Writes the transformer that `tune` trained, whole, under the official names: "
     ".safetensors with the averaged weights, or .pt with both, as the released MMPL and "
     "Self-Forcing code loads them. `mmpl-gen --checkpoint FILE` takes either.",
@@ -137,14 +136,26 @@ EXPORT = Command(
 )  # fmt: skip
 
 
-def command(argv: Sequence[str], console: Console) -> int:
-    """Exit code of `mmpl-train tune ...` or `mmpl-train export ...`."""
-    verb, words = argv[0], argv[1:]
-    taken, carry_out = (TUNE, _tune) if verb == TUNE_VERB else (EXPORT, _export)
-    if wants_help(words):
-        print_result(help_text(taken).rstrip())
-        return 0
-    carry_out(parse(taken, words), console)
+def tune(argv: Sequence[str], console: Console) -> int:
+    """Exit code of `mmpl-train tune`."""
+    return _carried_out(TUNE, _tune, argv, console)
+
+
+def export(argv: Sequence[str], console: Console) -> int:
+    """Exit code of `mmpl-train export`."""
+    return _carried_out(EXPORT, _export, argv, console)
+
+
+def _carried_out(
+    command: Command,
+    action: Callable[[Mapping[str, Any], Console], None],
+    argv: Sequence[str],
+    console: Console,
+) -> int:
+    if wants_help(argv):
+        print_result(help_text(command).rstrip())
+    else:
+        action(parse(command, argv), console)
     return 0
 
 
@@ -202,15 +213,15 @@ def _learn(
     world: World,
     console: Console,
 ) -> None:
+    from mmpl.train import wan_run
     from mmpl.train.recompute import checkpointed
-    from mmpl.train.wan_run import tune
     from mmpl.wan.attention import resolve_attention
     from mmpl.wan.dit import Engine, block
 
     device = given.get("device", "cpu")
     _, attention = resolve_attention("auto", device, plan.dtype)
     block_fn = checkpointed(block) if "checkpointing" in given else block
-    for progress in tune(
+    for progress in wan_run.tune(
         transformer,
         clips,
         Path(given.get("runs", "runs/tune")),

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from mmpl.checkpoint.bundle import check_folder, load_model, load_transformer
-from mmpl.cli import train, tune
+from mmpl.cli import gen, train, tune
 from mmpl.cli.model import EMBEDDED_MODEL
+from mmpl.train.encoded import EncodedClips
 from mmpl.train.trainable import trained
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import PROMPT, ROOT
 from tests.small import CONFIGS, small_model, write_small
 from tests.train.encoded import FakeClips
 
@@ -221,6 +222,19 @@ def test_the_plan_of_memory(capfd: Capture) -> None:
         totals.append(out.splitlines()[-1].split()[0])
     assert totals == ["total"] * 3
     assert not Path("runs").exists()
+
+
+def test_from_clips_to_a_film(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is a stand-in here but the size of the model."""
+    monkeypatch.setattr(tune, "_open_clips", EncodedClips)
+    threads = f"--threads {torch.get_num_threads()}"
+    assert call(f"encode --data procedural:2 --output shards --model_path small {threads}") == 0
+    assert call(f"tune {SMALL} --data shards --batch 2 --steps 1") == 0
+    assert call("export --output a.pt") == 0
+    capfd.readouterr()
+    film = ["--prompt", PROMPT, "--output", "a.mp4", "--num_frames", "9", *SMALL.split()]
+    assert gen.main([*film, "--checkpoint", "a.pt"]) == 0
+    assert Path("a.mp4").stat().st_size > 0
 
 
 def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
