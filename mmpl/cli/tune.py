@@ -82,7 +82,7 @@ TUNE = Command(
         Flag("clean_noise", LEARNING, "X", "largest noise level of the clean frames",
              **real(0, 1), default=f"{_PAPER.clean_noise:g}"),
         Flag("batch", LEARNING, "N", "segments a step", **whole(1, MOST_BATCH),
-             default=str(_PAPER.batch)),
+             default=f"{_PAPER.batch}"),
         Flag("seed", LEARNING, "N", "of all that is drawn", **whole(0, MOST_SEED), default="0"),
         Flag("steps", MOVING, "N", "how many", **whole(1, MOST_STEPS), default="8000"),
         Flag("learning_rate", MOVING, "X", "AdamW's", **real(1e-9, 0.1), default="1e-5"),

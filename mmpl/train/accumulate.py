@@ -40,4 +40,4 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(None if g is None else g * outer[0] for g in ctx.gradients))
+        return (None, None, *(None if g is None else g.mul_(outer[0]) for g in ctx.gradients))
