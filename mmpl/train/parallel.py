@@ -3,6 +3,13 @@
 FSDP gathers the parameters of a module when that is called and shards their gradients after it, so
 it needs modules: the only ones of this package, shells around the functions of `mmpl.wan.dit`. A
 shell is read like the parameters it stands for; what it holds is whole while it is being called.
+
+    world = World(dist.group.WORLD, device)  # under torchrun, once the group is joined
+    network = sharded(flat, config, trained, world, engine)
+    train(network.start, network.around(loss_of), recipe, run, world=world)
+
+where `loss_of(weights)` uses `network.params_of(weights)`, `network.engine` and its
+`world.share(batch)`.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -49,7 +57,7 @@ def whole(
     engine: Engine = DEFAULT_ENGINE,
 ) -> Network:
     """The network with every weight in every process. `flat`: official keys; `trained`: those of
-    them that training moves. ArgumentError for others."""
+    them that training moves, as float32 whatever they are stored as. ArgumentError for others."""
     start = _chosen(flat, trained)
     return Network(
         start, lambda w: dit_from_flat({**flat, **w}, config), engine, lambda loss_of: loss_of
@@ -72,9 +80,9 @@ def sharded(
     if world.group is None:
         raise ArgumentError("one process alone has nothing to shard the weights over")
     chosen = _chosen(flat, trained)
-    params = dit_from_flat(flat, config)
+    params = dit_from_flat({**flat, **chosen}, config)
     root = _Root(params, set(map(id, chosen.values())))
-    mesh = DeviceMesh.from_group(world.group, world.device)
+    mesh = DeviceMesh.from_group(world.group, torch.device(world.device).type)
     for shell in root.blocks:
         fully_shard(shell, mesh=mesh)
         register_fsdp_forward_method(shell, "text_kv")
@@ -117,7 +125,8 @@ class _Shell(nn.Module):
 
 
 class _Block(_Shell):
-    """One block; to FSDP a unit of its own."""
+    """One block; to FSDP a unit of its own. FSDP finds what is returned only as tensors in tuples,
+    and warns of views, which blocks return: hence the copies."""
 
     def forward(
         self,
@@ -128,14 +137,13 @@ class _Block(_Shell):
         text: LayerKV,
         cached: LayerKV | None,
     ) -> Tensor:
-        return block_fn(cast("BlockParams", self), config, x_BLD, shared, text, cached)
+        return block_fn(cast("BlockParams", self), config, x_BLD, shared, text, cached).clone()
 
     def text_kv(
         self, text_fn: TextFn, config: DiTConfig, y_BJD: Tensor, precision: Precision
     ) -> tuple[Tensor, Tensor]:
-        """As a tuple, for FSDP looks for tensors in what is returned."""
         made = text_fn(cast("BlockParams", self), config, y_BJD, precision)
-        return made.k_BSNK, made.v_BSNK
+        return made.k_BSNK.clone(), made.v_BSNK.clone()
 
 
 class _Root(_Shell):
@@ -177,4 +185,4 @@ def _chosen(flat: Mapping[str, Tensor], trained: Collection[str]) -> Weights:
     unknown = sorted(wanted - set(flat))
     if unknown:
         raise ArgumentError("no such weights to train", got=", ".join(unknown[:3]))
-    return {name: tensor for name, tensor in flat.items() if name in wanted}
+    return {name: tensor.float() for name, tensor in flat.items() if name in wanted}

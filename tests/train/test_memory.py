@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def measured(trained: set[str], precision: Precision, *, checkpointing: bool) ->
     params = dit_from_flat(flat, SMALL)
     inside: list[int] = []
 
-    def watched(*given) -> torch.Tensor:  # noqa: ANN002
+    def watched(*given: Any) -> torch.Tensor:
         known = [*flat.values(), given[2], given[4].k_BSNK, given[4].v_BSNK]
         with counting_saved([*known, given[3].e_BT6D, given[3].rope_L1C2]) as count:
             made = block(*given)
