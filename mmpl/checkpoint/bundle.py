@@ -85,16 +85,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoders:
-    """A model without its transformer: what makes latents of pixels and embeddings of texts.
-    `text_len`: how many tokens of a text the transformer reads."""
+    """A model without its transformer: what makes latents of pixels and embeddings of texts."""
 
     vae: VAEParams
     vae_config: VAEConfig
     text: TextParams
     text_config: TextConfig
     tokenizer: Tokenizer
-    text_len: int
-    defaults: Defaults
     digests: Mapping[str, str]
 
 
@@ -141,10 +138,8 @@ def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Tran
 def load_encoders(folder: str | Path, *, device: torch.device | str = "cpu") -> Encoders:
     """VAE and text encoder of a folder that `load_model` reads, in the same formats; its
     transformer, much larger, is not loaded. Raises CheckpointError."""
-    found = check_folder(folder)
-    parts, tokenizer, digests = _read(found, ("vae", "text"))
-    text_len = found.configs.dit.text_len
-    return _encoders(parts, tokenizer, text_len, found.defaults, digests, device)
+    parts, tokenizer, digests = _read(check_folder(folder), ("vae", "text"))
+    return _encoders(parts, tokenizer, digests, device)
 
 
 def model_from_state_dicts(
@@ -273,7 +268,7 @@ def _model(
     dit, vae, text = (parts[part] for part in PARTS)
     configs = Configs(dit.config, vae.config, text.config)
     require_matching(configs, defaults, where=dit.where)
-    encoders = _encoders(parts, tokenizer, dit.config.text_len, defaults, digests, device)
+    encoders = _encoders(parts, tokenizer, digests, device)
     tree = dit_from_flat(dit.flat, dit.config)
     if dtype is not None:
         tree = dit_cast(tree, natural_precision(dtype))
@@ -293,8 +288,6 @@ def _model(
 def _encoders(
     parts: Mapping[Kind, _Part],
     tokenizer: Tokenizer,
-    text_len: int,
-    defaults: Defaults,
     digests: Mapping[str, str],
     device: torch.device | str,
 ) -> Encoders:
@@ -314,8 +307,6 @@ def _encoders(
         text=tree_map(lambda leaf: leaf.to(device), text_from_flat(text.flat, text.config)),
         text_config=text.config,
         tokenizer=tokenizer,
-        text_len=text_len,
-        defaults=defaults,
         digests=digests,
     )
 

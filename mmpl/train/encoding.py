@@ -6,7 +6,7 @@ stopped and gone on with leaves the same files as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -69,13 +69,14 @@ def encode_clips(
     *,
     workers: int = 1,
     refused: Iterable[Refused] = (),
-) -> Iterator[ShardDone | ShardDamaged]:
+) -> Generator[ShardDone | ShardDamaged, None, None]:
     """Encodes the clips of `sources` into shards in `folder`, for `EncodedClips` to read; yields
     what is done.
 
     `workers` threads decode and scale videos ahead of the encoders; each holds the clips of one
     video. Shards that are there and whole are kept. A video that cannot be read is no error: it is
-    listed in refused.jsonl, with what was `refused` before. Raises ArgumentError where the folder
+    listed in refused.jsonl, with what was `refused` before, and is not tried again as long as its
+    shard is there. Raises ArgumentError where the folder
     was made otherwise or is at work already, InputError where no clip is left at all, NumericError,
     and OutputError, with all finished shards kept.
     """
@@ -92,7 +93,7 @@ def encode_clips(
             if texts.exists():
                 yield ShardDamaged(texts)
             prompts = {"negative_JD": choices.negative_prompt, "empty_JD": ""}
-            write_shard(texts, Record(made), _texts(encoders, prompts))
+            write_shard(texts, Record(made), _texts(encoders, prompts, choices.text_len))
         clips, listed = 0, list(refused)
         for event in _shards(sources, choices, encoders, folder, made, workers):
             if isinstance(event, ShardDone):
@@ -179,7 +180,7 @@ def _encoded(
             clips.append((video, start))
         captions = {"dense": source.captions.dense, "short": source.captions.short}
         texts = {f"{kind}_JD.{video}": text for kind, text in captions.items() if text}
-        for name, text_JD in _texts(encoders, texts).items():
+        for name, text_JD in _texts(encoders, texts, choices.text_len).items():
             tensors[name] = _finite(text_JD, source.name)
     names = tuple(source.name for source in sources)
     return Record(made, names, tuple(clips), tuple(refused)), tensors
@@ -202,14 +203,10 @@ def _latents(encoders: Encoders, pixels_FHWC: Pixels) -> Tensor:
 
 
 @torch.no_grad()
-def _texts(encoders: Encoders, texts: dict[str, str]) -> dict[str, Tensor]:
+def _texts(encoders: Encoders, texts: Mapping[str, str], text_len: int) -> dict[str, Tensor]:
     """The embedding [J, D] of each text, as the encoder gives it."""
     embeddings = encode_prompts(
-        encoders.text,
-        encoders.text_config,
-        encoders.tokenizer,
-        list(texts.values()),
-        encoders.text_len,
+        encoders.text, encoders.text_config, encoders.tokenizer, list(texts.values()), text_len
     )
     return {name: embedding.cpu() for name, embedding in zip(texts, embeddings, strict=True)}
 

@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def find_footage(data: str | os.PathLike[str]) -> tuple[list[Footage], list[Refu
     videos without a caption, captions without a video, captions that are empty or no text.
 
     No video is opened. Those of a folder are sorted by name, those of an index in its order. Hidden
-    files are passed over. Raises InputError where nothing is left, or no such data are there.
+    files and links to folders are passed over. Raises InputError where nothing is left, or no such data are there.
     """
     path = Path(data)
     if path.is_dir():
@@ -165,7 +165,7 @@ def refusal(name: str, error: InputError) -> Refused:
     return Refused(name, str(error).removeprefix(f"{error.where}: "))
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
     """`function` of each item, in order, `workers` of them at a time in threads; no more results
     than that are waiting to be taken.
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from mmpl.checkpoint.bundle import Encoders, load_encoders, load_model
-from mmpl.errors import ArgumentError, InputError, NumericError, OutputError
+from mmpl.errors import ArgumentError, CheckpointError, InputError, NumericError, OutputError
 from mmpl.media import durable
 from mmpl.media.image import Pixels
 from mmpl.media.video import to_uint8
@@ -102,6 +102,10 @@ def encode(encoders: Encoders, folder: Path, workers: int = 1) -> list[ShardDone
     return list(encode_clips(SOURCES, CHOICES, encoders, folder, workers=workers, refused=listed))
 
 
+def made(events: Sequence[ShardDone | ShardDamaged]) -> list[bool]:
+    return [event.made for event in events if isinstance(event, ShardDone)]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -143,7 +147,7 @@ def text_of(encoders: Encoders, prompt: str) -> torch.Tensor:
 def test_large_clips_are_encoded_in_parts(
     encoders: Encoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels_FHWC = next(Noise("a", total=25).pixels(replace(CUT, frames=25), [0]))
+    pixels_FHWC = next(Noise("a", total=13).pixels(replace(CUT, frames=13), [0]))
     at_once = encoding._latents(encoders, pixels_FHWC)
     calls: list[int] = []
     encode_part = vae.encode
@@ -158,7 +162,7 @@ def test_large_clips_are_encoded_in_parts(
         return encode_part(params, config, video_BCFHW, state)
 
     monkeypatch.setattr(vae, "encode", counted)
-    for pixels, wanted in ((1, [1, 4, 4, 4, 4, 4, 4]), (8 * SIDE * SIDE, [5, 8, 8, 4])):
+    for pixels, wanted in ((1, [1, 4, 4, 4]), (8 * SIDE * SIDE, [5, 8])):
         calls.clear()
         monkeypatch.setattr(encoding, "_PIXELS_AT_ONCE", pixels)
         in_parts = encoding._latents(encoders, pixels_FHWC)
@@ -166,12 +170,16 @@ def test_large_clips_are_encoded_in_parts(
         torch.testing.assert_close(in_parts, at_once, atol=1e-5, rtol=1e-5)
 
 
-def test_encoders_are_those_of_the_model(model: Path, encoders: Encoders) -> None:
+def test_encoders_are_those_of_the_model(model: Path, encoders: Encoders, tmp_path: Path) -> None:
     full = load_model(model)
     assert encoders.digests == {part: full.digests[part] for part in ("vae", "text", "tokenizer")}
-    assert encoders.text_len == full.dit_config.text_len
     assert encoders.vae.conv1.weight.equal(full.vae.conv1.weight)
     assert encoders.text.norm.weight.equal(full.text.norm.weight)
+    other = Path(shutil.copytree(model, tmp_path / "model"))
+    flip(other / "dit.safetensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(other)
+    assert load_encoders(other).digests == encoders.digests  # of the transformer nothing is read
 
 
 def test_latents_in_bfloat16(encoders: Encoders, whole: Path, tmp_path: Path) -> None:
@@ -248,9 +256,9 @@ def test_gone_on_with_is_as_uninterrupted(whole: Path, encoders: Encoders, tmp_p
     with pytest.raises(InputError, match=r"not all encoded; got 1 shards; wanted 3"):
         EncodedClips(folder)
     (folder / durable.begin(folder / "shard-00001.safetensors").temporary.name).write_bytes(b"?")
-    assert [event.made for event in encode(encoders, folder)] == [False, True, True]
+    assert made(encode(encoders, folder)) == [False, True, True]
     assert contents(folder) == contents(whole)
-    assert [event.made for event in encode(encoders, folder)] == [False] * 3
+    assert made(encode(encoders, folder)) == [False] * 3
     assert contents(folder) == contents(whole)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tests.train.videos import SIDE, greys, numbers, write_video
 CUT = Cut(frames=9, width=SIDE, height=SIDE, fps=16)
 
 
-def files(root: Path, contents: dict[str, str | bytes]) -> Path:
+def files(root: Path, contents: Mapping[str, str | bytes]) -> Path:
     for name, content in contents.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
