@@ -16,6 +16,7 @@ from mmpl.cli import arguments
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
 from mmpl.cli.train import TRAIN
+from mmpl.cli.tune import EXPORT, TUNE
 from mmpl.media.video import probe
 from tests.small import DEFAULTS, small_model, write_small
 
@@ -94,8 +95,10 @@ def test_flags(words: list[str]) -> None:
 def test_other_commands(command: Command) -> None:
     lines = commands(command.name)
     assert lines
-    for words in lines:
-        assert parse(command, words)
+    verbs = {"mmpl-train tune": TUNE, "mmpl-train export": EXPORT}
+    for first, *rest in lines:
+        verb = verbs.get(f"{command.name} {first}")
+        assert parse(verb, rest) if verb else parse(command, [first, *rest])
 
 
 def test_list_of_files() -> None:

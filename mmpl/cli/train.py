@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.cli.encode import encode
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -20,6 +21,7 @@ from mmpl.cli.flags import (
     whole,
 )
 from mmpl.cli.shell import Console, cores, print_result, run
+from mmpl.cli.tune import export, tune
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable
 
@@ -31,10 +33,12 @@ STAGES = ("vae", "latents", "dit", "bundle")
 NETWORKS = ("embedded", "mixed", "mmpl", "chunked")  # of mmpl.train.tiny
 WORK, FILES = "what to do", "files"
 MOST_STEPS = 10**9
+VERBS = {"encode": encode, "tune": tune, "export": export}
 
 TRAIN = Command(
     name=NAME,
-    usage="mmpl-train STAGE [flags]",
+    usage="mmpl-train STAGE [flags]\n"
+    + "\n".join(f"       mmpl-train {verb} --help" for verb in VERBS),
     description="Trains the small embedded model on procedural clips. Every stage resumes where "
     "it stopped; stop it with Ctrl-C.",
     epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
@@ -94,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
+    verb = VERBS.get(argv[0]) if argv else None
+    return verb(argv[1:], console) if verb else _train(argv, console)
+
+
+def _train(argv: list[str], console: Console) -> int:
     if wants_help(argv):
         print_result(help_text(TRAIN).rstrip())
         return 0
