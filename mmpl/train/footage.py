@@ -129,7 +129,8 @@ def find_footage(data: str | os.PathLike[str]) -> tuple[list[Footage], list[Refu
     videos without a caption, captions without a video, captions that are empty or no text.
 
     No video is opened. Those of a folder are sorted by name, those of an index in its order. Hidden
-    files and links to folders are passed over. Raises InputError where nothing is left, or no such data are there.
+    files and links to folders are passed over. Raises InputError where nothing is left, or no such
+    data are there.
     """
     path = Path(data)
     if path.is_dir():
