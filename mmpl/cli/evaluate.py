@@ -71,6 +71,10 @@ EVAL = Command(
             **whole(1, 10_000),
         ),
         Flag(
+            "lpips", FILMS, "NAME", "t-LPIPS at joints: alex, vgg or squeeze of the package lpips, "
+            "or MODULE:NAME, a function of yours of two pictures x_BCHW in [-1, 1]",
+        ),
+        Flag(
             "encoder_frames", FILMS, "N", "frames the encoder sees, evenly spread",
             **whole(2, 10_000), default="16",
         ),
