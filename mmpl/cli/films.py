@@ -63,7 +63,7 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
     for path in paths:
         if not os.path.lexists(path) and "." not in os.path.basename(path):
             raise ArgumentError(
-                "what has a wrong value", got=ascii(path)[:60], wanted="films, or adherence"
+                "what has a wrong value", got=ascii(path)[:60], wanted="films, adherence or claims"
             )
     if "encoder" not in given and ("jepa_rank" in given or "encoder_frames" in given):
         raise ArgumentError("--jepa_rank and --encoder_frames mean nothing without --encoder")

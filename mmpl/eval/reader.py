@@ -27,6 +27,7 @@ _FIT_ROUNDS = 6
 _LEAST_CONTRAST = 0.16  # RGB distance from the background, each channel in [0, 1]
 _LEAST_SHARE = 0.4  # of the strongest contrast of the frame
 _LEAST_AREA = 20.0  # square units (0.5 % of the canvas); smaller specks are no objects
+_LEAST_CHROMA = 0.06  # of a background that has a hue, of 1
 _MARGIN = 4  # pixels around a component that still belong to its soft edge
 _RAYS = 72
 _HARMONICS = (2, 3, 4, 5, 6)
@@ -106,6 +107,18 @@ def read_film(frames_FHWC: NDArray[np.uint8]) -> list[list[Blob]]:
     small_FHWC = _shrink(frames_FHWC) / 255.0
     residual_FHWC = small_FHWC - _backgrounds(small_FHWC)
     return [_read_frame(*pair) for pair in zip(small_FHWC, residual_FHWC)]
+
+
+def background_hues(frames_FHWC: NDArray[np.uint8]) -> list[float | None]:
+    """The hue of what is behind the objects of each frame, in degrees: circular mean over the
+    smooth picture of the background, every pixel by its chroma; None where that is grey."""
+    smooth_FHWC = _backgrounds(_shrink(frames_FHWC) / 255.0).clip(0.0, 1.0)
+    found: list[float | None] = []
+    for smooth_HWC in smooth_FHWC:
+        pixels_P3 = smooth_HWC.reshape(-1, 3)
+        grey = float(np.ptp(pixels_P3, axis=1).mean()) < _LEAST_CHROMA
+        found.append(None if grey else _mean_hue(pixels_P3))
+    return found
 
 
 def label(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
