@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mmpl.errors import InputError
 from mmpl.eval.background import BackgroundMetrics, measure_background
 from mmpl.eval.metrics import measure
-from tests.eval.test_metrics import colour
+from tests.eval.planted import colour
 
 Pixels = NDArray[np.uint8]
 FRAMES, SIZE, SIDE = 32, 32, 8

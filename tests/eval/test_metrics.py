@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import re
 import sys
@@ -24,14 +23,10 @@ from mmpl.layout.layout import Layout
 from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
 from mmpl.layout.timeline import Chain, chain_of, joints
 from mmpl.media.video import VideoWriter
+from tests.eval.planted import colour
 
 Pixels = NDArray[np.uint8]
 FPS = 8
-
-
-def colour(hue_deg: float, saturation: float = 0.8, value: float = 0.9) -> Pixels:
-    rgb = colorsys.hsv_to_rgb(hue_deg % 360 / 360, saturation, value)
-    return np.round(np.array(rgb) * 255).astype(np.uint8)
 
 
 def plain(rgb: Pixels | tuple[int, int, int], size: int = 16) -> Pixels:
