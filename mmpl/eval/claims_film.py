@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmpl.eval.claims_arms import Arm, generation_starts, joints_of
 from mmpl.eval.drift import planes_of, sampled
 from mmpl.eval.metrics import FilmMetrics, compared, histogram_of, hues_of, measure, turn
-from mmpl.eval.reader import background_hues, classify
+from mmpl.eval.reader import Backdrop, classify, read_backgrounds
 from mmpl.layout.timeline import Chain, film_frames, locate
 from mmpl.train.grammar import HUE_BINS
 
@@ -72,19 +72,16 @@ def measure_film(
 
 
 def by_generation(
-    hues: Sequence[tuple[int, float | None]], starts: Sequence[int]
+    colours: Sequence[tuple[int, tuple[float, float, float]]], starts: Sequence[int]
 ) -> list[float | None]:
-    """How far the background's hue is from that of the first generation, in degrees, in the mean
-    over each generation. `hues`: (frame, degrees) in film order; `starts` as of
-    `generation_starts`."""
-    each: list[list[float]] = [[] for _ in starts]
-    for frame, hue in hues:
-        if hue is not None:
-            each[max(n for n, start in enumerate(starts) if start <= frame)].append(hue)
-    first = _circular_mean(each[0]) if each else None
-    return [
-        _mean([abs(angle) for h in own if (angle := turn(first, h)) is not None]) for own in each
-    ]
+    """How far the background's colour is from that of the first generation, as the distance of
+    their RGB (each 0 to 1), in the mean over each generation. `colours`: (frame, RGB) in film
+    order; `starts` as of `generation_starts`."""
+    each: list[list[NDArray[np.float64]]] = [[] for _ in starts]
+    for frame, rgb in colours:
+        each[max(n for n, start in enumerate(starts) if start <= frame)].append(np.array(rgb))
+    first = np.mean(each[0], axis=0)
+    return [_mean([float(np.linalg.norm(rgb - first)) for rgb in own]) for own in each]
 
 
 class _Making:
@@ -114,7 +111,7 @@ class _Spans:
         self._open: list[tuple[int, Pixels]] = []
         self._segment = self._number = 0
         self._found: list[dict[str, Any]] = []
-        self.backgrounds: list[tuple[int, float | None]] = []
+        self.backgrounds: list[tuple[int, tuple[float, float, float]]] = []
 
     def watch(self, frames: _Making) -> Iterator[Pixels]:
         for pixels_HWC in frames:
@@ -133,15 +130,15 @@ class _Spans:
             return
         numbers, frames = zip(*self._open, strict=True)
         frames_FHWC, self._open = np.stack(frames), []
-        hues = background_hues(frames_FHWC)
-        self.backgrounds += zip(numbers, hues, strict=True)
-        self._found.append(self._read(frames_FHWC) | {"background_hue_deg": _circular_mean(hues)})
+        behind = read_backgrounds(frames_FHWC)
+        self.backgrounds += ((n, one.rgb) for n, one in zip(numbers, behind, strict=True))
+        self._found.append(self._read(frames_FHWC, behind))
 
     def records(self) -> list[dict[str, Any]]:
         """Of each segment, its drift from the first segment included."""
         return [found | _drift(self._found[0], found) for found in self._found]
 
-    def _read(self, frames_FHWC: Pixels) -> dict[str, Any]:
+    def _read(self, frames_FHWC: Pixels, behind: Sequence[Backdrop]) -> dict[str, Any]:
         reading = classify(frames_FHWC)
         areas = [area for area in reading.areas if area]
         hue = None if math.isnan(reading.hue_deg) else reading.hue_deg
@@ -160,6 +157,8 @@ class _Spans:
             "object_hue_deg": hue,
             "caption_hue_error_deg": None if hue is None else outside(hue, self._program.hue_bin),
             "object_area": float(np.median(areas)) if areas else None,
+            "background_hue_deg": _circular_mean([one.hue for one in behind]),
+            "background_rgb": np.mean([one.rgb for one in behind], axis=0).tolist(),
             "hue_l1_18": float(coarse),
             "hue_l1_180": float(fine),
             "hue_decorrelation": 1.0 - float(correlation),
@@ -185,6 +184,7 @@ def _drift(first: dict[str, Any], here: dict[str, Any]) -> dict[str, float | Non
     }
     found |= {f"{name}_drift": here[name] - first[name] for name in ("brightness", "contrast")}
     found["size_drift"] = math.log(ratio) if ratio else None
+    found["background_drift"] = math.dist(first["background_rgb"], here["background_rgb"])
     absolute = {n: None if value is None else abs(value) for n, value in found.items()}
     return absolute | {"size_ratio": ratio}
 

@@ -12,7 +12,6 @@ from mmpl.eval.claims_arms import ARMS
 from mmpl.eval.claims_costs import cost_tables
 from mmpl.eval.claims_verdict import (
     MEASURES,
-    NOT_MEASURED,
     RULE,
     Row,
     judge,
@@ -25,14 +24,21 @@ from mmpl.media.report import Section, results_html
 Methods = Mapping[str, Mapping[Key, Record]]
 
 _CURVES = (
-    *("background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180"),
-    *("object_lost", "shape_wrong", "brightness_drift"),
+    *("background_drift", "background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180"),
+    *("object_lost", "shape_wrong"),
 )
 _TOLD = (  # in the table of methods
-    *("background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180", "object_lost"),
-    *("shape_wrong", "segment_jump_ratio", "segment_hue_l1", "group_jump_ratio", "group_hue_l1"),
+    *("background_drift", "background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180"),
+    *(
+        "object_lost",
+        "shape_wrong",
+        "segment_jump_ratio",
+        "segment_hue_l1",
+        "group_jump_ratio",
+        "group_hue_l1",
+    ),
 )
-_GENERATIONS = "background's hue from that of the first generation, degrees"
+_GENERATIONS = "background's colour from that of the first generation, distance in RGB of 0..1"
 _CURVE_DRAWS = 500  # of the bootstrap; there are thousands of points
 _NOT_HERE = (
     "Not tested here: Table 3 (which weights to train) and the draws of timesteps need networks "
@@ -70,6 +76,8 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     """The lines of the report as text: claims, methods, costs."""
     yield f"{'claim':32s} {'verdict':13s} difference [95 % interval], programs: measure"
     for row in found["claims"]:
+        if not row["decides"] and row["difference"] is None:
+            continue
         name = row["claim"] if row["decides"] else "  also"
         yield f"{name:32s} {row['verdict']:13s} {_shown(row['difference'])}: {row['measure']}"
     yield ""
@@ -135,7 +143,7 @@ def _method(
             ]
             for measure in _CURVES
         },
-        "background_hue_by_generation_deg": [
+        "background_drift_by_generation": [
             _numbers(interval(_of_generation(good, number), draws=_CURVE_DRAWS))
             for number in range(chained)
         ],
@@ -176,7 +184,7 @@ def _sections(found: Mapping[str, Any]) -> Iterator[Section]:
             (MEASURES[name].words, "segment", _lines(methods, names, ("by_segment", name), 1))
             for name in _CURVES
         ]
-        by_generation = _lines(methods, names, ("background_hue_by_generation_deg",), 0)
+        by_generation = _lines(methods, names, ("background_drift_by_generation",), 0)
         charts.append((_GENERATIONS, "generations chained", by_generation))
         yield Section(words, "Means and intervals; the first segment is 1.", charts=charts)
     yield Section(
@@ -269,9 +277,9 @@ def _numbers(found: Interval | None) -> dict[str, Any] | None:
 
 def _shown(value: Mapping[str, Any] | None) -> str:
     if value is None:
-        return NOT_MEASURED
-    low, high = ("?" if v is None else f"{v:+.3g}" for v in (value["low"], value["high"]))
-    return f"{value['mean']:+.3g} [{low}, {high}], {value['programs']}"
+        return "-"
+    low, high = ("?" if v is None else f"{v:.3g}" for v in (value["low"], value["high"]))
+    return f"{value['mean']:.3g} [{low}, {high}], {value['programs']}"
 
 
 def _number(value: float | None) -> str:

@@ -41,6 +41,9 @@ MEASURES: Mapping[str, Measure] = {
     "shape_wrong": Measure("share of films whose object has not the prompt's shape", 0.1),
     "caption_hue_error_deg": Measure("object's hue outside the prompt's hue bin, degrees", 3.0),
     "object_hue_drift_deg": Measure("object's hue from that in the first segment, degrees", 5.0),
+    "background_drift": Measure(
+        "background's mean colour from that in the first segment, distance in RGB of 0..1", 0.03
+    ),
     "background_hue_drift_deg": Measure(
         "background's hue from that in the first segment, degrees", 5.0
     ),
@@ -56,10 +59,10 @@ MEASURES: Mapping[str, Measure] = {
     "group_jump_ratio": Measure("jump at group joints over steps beside them", 0.1, "joint"),
     "group_hue_l1": Measure("hue L1 (180 bins) across group joints, 0..2", 0.02, "joint"),
     "group_hue_decorrelation": Measure("1 - hue correlation at group joints", 0.02, "joint"),
-    "drift_by_generation_deg": Measure(
-        "background's hue from that of the first generation, degrees, mean of as many generations "
-        "as the film has segments",
-        5.0,
+    "background_drift_by_generation": Measure(
+        "background's mean colour from that of the first generation, distance in RGB of 0..1, mean "
+        "over as many later generations as the film has later segments",
+        0.03,
         "film",
     ),
 }
@@ -78,8 +81,8 @@ class Claim:
 
 
 _DRIFT = (
-    *("background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180", "hue_l1_18"),
-    *("hue_decorrelation", "object_lost", "shape_wrong"),
+    *("background_drift", "background_hue_drift_deg", "object_hue_drift_deg", "hue_l1_180"),
+    *("hue_l1_18", "hue_decorrelation", "object_lost", "shape_wrong"),
 )
 _AT_GROUPS = ("group_jump_ratio", "group_hue_l1", "group_hue_decorrelation")
 _AT_SEGMENTS = ("segment_hue_l1", "segment_hue_decorrelation", "segment_jump_ratio")
@@ -103,7 +106,7 @@ CLAIMS = (
     Claim(
         "one_curve", "error follows the number of chained generations: segments of MMPL and chunks "
         "of autoregression are on one curve", _MMPL, "rolling_kv", "same",
-        ("drift_by_generation_deg",),
+        ("background_drift_by_generation",),
     ),
     Claim(
         "planning_against_bidirectional", "a bidirectional sliding window, whose chain is as "
@@ -156,7 +159,7 @@ def value_of(record: Record, name: str, segments: int) -> float | None:
     nothing to measure."""
     if "failed" in record:
         return None
-    if name == "drift_by_generation_deg":
+    if name == "background_drift_by_generation":
         chained = [v for v in record["by_generation"][1:segments] if v is not None]
         return sum(chained) / len(chained) if chained else None
     if MEASURES[name].of == "joint":

@@ -53,6 +53,16 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
+class Backdrop:
+    """The background of a frame: in each of R, G and B, 0 to 1, the median over the outer eighth of
+    the picture on every side, of which no object covers half; and the hue of that in degrees, None
+    where it is grey."""
+
+    rgb: tuple[float, float, float]
+    hue: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What a clip shows. `shape`, `hue_bin` and `motion` are words of the grammar or "none"."""
 
@@ -109,15 +119,16 @@ def read_film(frames_FHWC: NDArray[np.uint8]) -> list[list[Blob]]:
     return [_read_frame(*pair) for pair in zip(small_FHWC, residual_FHWC)]
 
 
-def background_hues(frames_FHWC: NDArray[np.uint8]) -> list[float | None]:
-    """The hue of what is behind the objects of each frame, in degrees: circular mean over the
-    smooth picture of the background, every pixel by its chroma; None where that is grey."""
-    smooth_FHWC = _backgrounds(_shrink(frames_FHWC) / 255.0).clip(0.0, 1.0)
-    found: list[float | None] = []
-    for smooth_HWC in smooth_FHWC:
-        pixels_P3 = smooth_HWC.reshape(-1, 3)
-        grey = float(np.ptp(pixels_P3, axis=1).mean()) < _LEAST_CHROMA
-        found.append(None if grey else _mean_hue(pixels_P3))
+def read_backgrounds(frames_FHWC: NDArray[np.uint8]) -> list[Backdrop]:
+    """What is behind the objects of each frame, uint8 RGB [F, H, W, 3]."""
+    edge = [max(side // 8, 1) for side in frames_FHWC.shape[1:3]]
+    border_HW = np.ones(frames_FHWC.shape[1:3], bool)
+    border_HW[edge[0] : -edge[0], edge[1] : -edge[1]] = False
+    found = []
+    for rgb_3 in np.median(frames_FHWC[:, border_HW] / 255.0, axis=1):
+        red, green, blue = rgb_3.tolist()
+        grey = float(np.ptp(rgb_3)) < _LEAST_CHROMA
+        found.append(Backdrop((red, green, blue), None if grey else _mean_hue(rgb_3[None])))
     return found
 
 
