@@ -13,6 +13,7 @@ import torch
 
 from mmpl.cli.evaluate import main
 from mmpl.eval.claims import Budget
+from mmpl.eval.claims_arms import ARMS
 from mmpl.layout import schedule_search
 from tests.eval.planted import Planted, methods_module
 from tests.page import read_page
@@ -43,6 +44,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int
 
 def call(*words: str) -> int:
     return main(["claims", "--model_path", "model", f"--threads={torch.get_num_threads()}", *words])
+
+
+def test_every_method_has_its_generations() -> None:
+    methods = pytest.importorskip("mmpl.eval.methods")
+    assert set(methods.METHODS) == set(ARMS)
 
 
 def test_claims_come_out_as_planted(made: list[tuple[str, int]], capfd: Capture) -> None:
