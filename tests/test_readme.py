@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmpl.cli import arguments
+from mmpl.cli.claims import COMMAND as CLAIMS
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
 from mmpl.cli.train import TRAIN
@@ -91,9 +92,9 @@ def test_flags(words: list[str]) -> None:
     assert wants_help(words) or arguments.parse(words) or verb
 
 
-@pytest.mark.parametrize("command", [TRAIN, EVAL], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [TRAIN, EVAL, CLAIMS], ids=lambda command: command.name)
 def test_other_commands(command: Command) -> None:
-    lines = commands(command.name)
+    lines = [words for words in commands(command.name) if words[0] != "claims"]
     assert lines
     verbs = {"mmpl-train tune": TUNE, "mmpl-train export": EXPORT}
     for first, *rest in lines:
