@@ -14,6 +14,7 @@ import pytest
 
 from mmpl.cli import arguments
 from mmpl.cli.claims import COMMAND as CLAIMS
+from mmpl.cli.encode import ENCODE
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
 from mmpl.cli.train import TRAIN
@@ -96,7 +97,11 @@ def test_flags(words: list[str]) -> None:
 def test_other_commands(command: Command) -> None:
     lines = [words for words in commands(command.name) if words[0] != "claims"]
     assert lines
-    verbs = {"mmpl-train tune": TUNE, "mmpl-train export": EXPORT}
+    verbs = {
+        "mmpl-train encode": ENCODE,
+        "mmpl-train tune": TUNE,
+        "mmpl-train export": EXPORT,
+    }
     for first, *rest in lines:
         verb = verbs.get(f"{command.name} {first}")
         assert parse(verb, rest) if verb else parse(command, [first, *rest])
