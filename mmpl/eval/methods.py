@@ -75,14 +75,17 @@ _WAYS: Mapping[str, tuple[str, Way]] = MappingProxyType(
             Windows("mmpl_t2v_head_sees_terminal", noise=None),
         ),
         "mmpl_no_reencode": (
-            "MMPL, the raw terminal latents as seeds (ablation of the paper, Figure 13)",
+            "MMPL, the raw terminal latents as seeds (ablation of the paper, Table 13)",
             Windows("mmpl_t2v", raw_latents, noise=None),
         ),
         "mmpl_full_history": (
             "MMPL, seeds from the decode of the whole segment (the released one-GPU script)",
             Windows("mmpl_t2v", hand_over_full_history, noise=None),
         ),
-        "mmpl_noise_off": ("MMPL, all noise independent", Windows("mmpl_t2v", noise="off")),
+        "mmpl_noise_off": (
+            "MMPL, all noise independent (ablation of the paper, Table 14)",
+            Windows("mmpl_t2v", noise="off"),
+        ),
         **{
             f"mmpl_noise_{mode}_{alpha}": (
                 f"MMPL, {how} from the keyframes, alpha {alpha}",

@@ -167,7 +167,7 @@ def raw_latents(
     params: vae.VAEParams, config: VAEConfig, chain: Chain, latents: Latents
 ) -> dict[int, Tensor]:
     """The last latents of a window as they are, with the statistics of its end: the ablation of
-    the re-encode (paper Figure 3)."""
+    the re-encode (paper Table 13)."""
     return dict(enumerate(latents[frame] for frame in chain.handover[-chain.seeds :]))
 
 

@@ -112,7 +112,7 @@ def inverted(frames: int, given: int, chunk: int) -> Layout:
     After the first `given` frames the last group is made, of `chunk` frames and what does not
     fill a chunk, then the chunk before it, and so on. Every group sees the given frames, which
     are good, and all that was made after it in time; so each error is between two known ends.
-    Source: Zhang and Agrawala 2025, section 3.3.
+    Source: Zhang and Agrawala 2025 (FramePack).
     """
     if not (1 <= given < frames and 1 <= chunk <= frames - given):
         raise ArgumentError(

@@ -18,6 +18,8 @@ from mmpl.eval.rolling import Window, rolled
 from mmpl.eval.stage import Shot, Stage, film_of, open_stage
 from mmpl.eval.staggered import Block, Fifo, Forcing, Pipeline, joint, partitions, timetable
 from mmpl.eval.windows import made
+from mmpl.film.denoise import Context, Network, velocities
+from mmpl.layout.layout import Group
 from mmpl.layout.presets import bidirectional_window
 from mmpl.wan.attention import token_mask
 from mmpl.wan.dit import Positions, dit
@@ -134,6 +136,23 @@ def test_a_pipeline_is_one_block_causal_pass(at_once: int) -> None:
     window = Window(12, 3)
     got = clip(Pipeline(window, at_once).chunks(stage(), 12))
     assert worst(got, by_one_masked_pass(window, 4, at_once)) < CLOSE
+
+
+def test_no_chunk_sees_one_that_is_noisier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a short window too, where a new chunk has the slots of one that others have seen."""
+    owners: dict[int, Group] = {}
+
+    def noting(
+        network: Network, context: Context, group: Group, x_BCTHW: Tensor, timestep: float
+    ) -> list[Tensor]:
+        step = context.slots.pass_of(group.name)
+        owners.update(dict.fromkeys(range(*step.write), group))
+        read = range(*step.read) if step.gather is None else step.gather
+        assert all(owners[slot].frames <= group.frames for slot in read)
+        return velocities(network, context, group, x_BCTHW, timestep)
+
+    monkeypatch.setattr(staggered, "velocities", noting)
+    assert len(list(Pipeline(Window(9, 3), at_once=2).chunks(stage(), 18))) == 18
 
 
 def test_blocks_that_go_together_are_one_clip() -> None:
