@@ -22,7 +22,7 @@ from mmpl.cli.flags import (
     whole,
 )
 from mmpl.cli.model import model_folder
-from mmpl.cli.shell import Console, cores, print_result, printable
+from mmpl.cli.shell import Console, cores, print_result, printable, require_device
 from mmpl.errors import ArgumentError, InputError
 from mmpl.layout.presets import by_name
 from mmpl.media.durable import check_folder_writable
@@ -111,11 +111,7 @@ def encode(argv: Sequence[str], console: Console) -> int:
     from mmpl.train.encoding import ShardDamaged, encode_clips
 
     torch.set_num_threads(given.get("threads", cores()))
-    device = given.get("device", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
-        )
+    device = require_device(given.get("device", "cpu"))
     encoders = load_encoders(folder.path, device=device)
     listed = list(refused)
     for event in encode_clips(sources, choices, encoders, output, workers=workers, refused=refused):

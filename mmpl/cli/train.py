@@ -20,7 +20,7 @@ from mmpl.cli.flags import (
     wants_help,
     whole,
 )
-from mmpl.cli.shell import Console, cores, print_result, run
+from mmpl.cli.shell import Console, cores, print_result, require_device, run
 from mmpl.cli.tune import export, tune
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable
@@ -118,7 +118,7 @@ def _train(argv: list[str], console: Console) -> int:
     from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
 
     torch.set_num_threads(given.get("threads", cores()))
-    device = _device(given.get("device", "cpu"))
+    device = require_device(given.get("device", "cpu"))
     blueprint = tiny.blueprint(given.get("network", "embedded"))
     if "steps" in given:
         *earlier, last = blueprint.dit_stages
@@ -144,16 +144,6 @@ def _train(argv: list[str], console: Console) -> int:
             pipeline.bundle(blueprint, runs, output)
             print_result(str(output))
     return 0
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
-        )
-    return name
 
 
 def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: Path) -> None:

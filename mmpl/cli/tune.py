@@ -24,7 +24,7 @@ from mmpl.cli.flags import (
 )
 from mmpl.cli.model import EMBEDDED_MODEL, model_folder
 from mmpl.cli.place import place
-from mmpl.cli.shell import Console, cores, print_result, printable
+from mmpl.cli.shell import Console, cores, print_result, printable, require_device
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable, check_writable
 from mmpl.train.origin import Origin, begin, origin_of
@@ -172,10 +172,8 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
 
     torch.set_num_threads(given.get("threads", cores()))
     device = given.get("device", "cpu")
-    if device == "cuda" and "plan" not in given and not torch.cuda.is_available():
-        raise ArgumentError(
-            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
-        )
+    if "plan" not in given:
+        require_device(device)
     plan = _plan(given, trains, tuning, device)
     clips = _open_clips(given["data"]) if "data" in given else None
     if clips is not None:

@@ -7,21 +7,19 @@ the step, and the set counts once `state.json`, put last, names that step.
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mmpl.checkpoint.files import read_json
+from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import ArgumentError, InputError, MmplError, is_out_of_memory
 from mmpl.media import durable
 from mmpl.train.muon import is_matrix, muon_step_
@@ -164,16 +162,6 @@ def last_weights(run: Path) -> tuple[Weights, int]:
     return _stored(run, "weights.")
 
 
-def export(run: Path, path: Path, others: Mapping[str, Tensor], dtype: torch.dtype) -> int:
-    """Writes `others`, the frozen weights, with the averaged ones of a run in their place, as one
-    safetensors file; returns the run's step. Needs no other process. Raises what
-    `averaged_weights` does, and OutputError."""
-    averaged, step = averaged_weights(run)
-    whole = {name: tensor.to(dtype).contiguous() for name, tensor in (others | averaged).items()}
-    _write(path, whole, step)
-    return step
-
-
 def _stored(run: Path, prefix: str) -> tuple[Weights, int]:
     paths, step = _files(run)
     if not paths:
@@ -262,14 +250,7 @@ def _as(weight: Tensor, part: Tensor) -> Tensor:
 
 
 def _write(path: Path, tensors: Weights, step: int) -> None:
-    with durable.replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"mmpl": json.dumps({"step": step})})
-        except SafetensorError as error:  # what the system said is only in its text
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    put_safetensors(path, tensors, {"mmpl": json.dumps({"step": step})})
 
 
 def _read(path: Path, take: Callable[[safe_open], Value]) -> Value:
