@@ -19,6 +19,7 @@ from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.timeline import Chain
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+from mmpl.wan.flow import Renoise
 from mmpl.wan.noise import mix_anchor_noise, normal
 
 Latents = Mapping[int, Tensor]  # latent frame of the segment -> z_BCHW
@@ -95,6 +96,35 @@ def group_noise(
                 film.beta,
             )
     return torch.stack(frames, dim=1)[None].to(device)
+
+
+def group_renoise(
+    film: Film,
+    segment: int,
+    group: Group,
+    latent_shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+) -> Renoise:
+    """The fresh noise of a group for every further step, shaped as that of `group_noise`.
+
+    Keyed by (seed, segment, latent frame, step).
+    """
+
+    def noise(step: int) -> Tensor:
+        frames = [
+            normal(
+                latent_shape,
+                seed=film.seed_of(segment),
+                segment=segment,
+                frame=frame,
+                step=step,
+                purpose="renoise",
+            )
+            for frame in group.frames
+        ]
+        return torch.stack(frames, dim=1)[None].to(device)
+
+    return noise
 
 
 @torch.no_grad()
