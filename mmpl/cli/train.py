@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.cli import distil
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -35,7 +36,8 @@ TRAIN = Command(
     name=NAME,
     usage="mmpl-train STAGE [flags]",
     description="Trains the small embedded model on procedural clips. Every stage resumes where "
-    "it stopped; stop it with Ctrl-C.",
+    "it stopped; stop it with Ctrl-C. Another command, `mmpl-train distil`, makes a model of few "
+    "steps; it has a help of its own.",
     epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
     "all else on stderr. Exit codes: 0 done, 1 internal error, 2 wrong argument or a run folder of "
     "another recipe, 3 input refused, 4 output or disk, 7 the loss is not finite, 8 out of memory, "
@@ -84,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
+    if argv[:1] == [distil.VERB]:
+        return distil.command(argv[1:], console)
     if wants_help(argv):
         print_result(help_text(TRAIN).rstrip())
         return 0

@@ -138,9 +138,7 @@ def hand_over(
     released inference code.
     """
     z_BCTHW = stack(latents, chain.handover).float()
-    pixels_BCFHW, _ = vae.decode(params, config, z_BCTHW)
-    start, stop = chain.handover_frames
-    seeds_BCTHW, _ = vae.encode(params, config, pixels_BCFHW[:, :, start:stop].clamp(-1, 1))
+    seeds_BCTHW = vae.encode_again(params, config, z_BCTHW, chain.handover_frames)
     if not bool(torch.isfinite(seeds_BCTHW).all()):
         raise NumericError(
             "the seeds of the next segment are not finite", todo="check the weights of the VAE"
