@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmpl.cli import arguments
+from mmpl.cli.distil import DISTIL
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
 from mmpl.cli.train import TRAIN
@@ -95,7 +96,10 @@ def test_other_commands(command: Command) -> None:
     lines = commands(command.name)
     assert lines
     for words in lines:
-        assert parse(command, words)
+        if words[0] == DISTIL.name.split()[-1]:
+            assert parse(DISTIL, words[1:])
+        else:
+            assert parse(command, words)
 
 
 def test_list_of_files() -> None:

@@ -31,6 +31,7 @@ from mmpl.train.self_mmpl import Batch, Draw, Teacher
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.train.teacher_forcing import taught_flow
 from mmpl.wan import vae
+from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_from_flat, encode_context
 from mmpl.wan.flow import TRAIN_TIMESTEPS, SolverState, guided, schedule, step, x0_from_flow
 
@@ -115,21 +116,22 @@ def read_paths(folder: Path) -> list[Paths]:
 
 
 def jump_loss(
-    teacher: Teacher,
+    config: DiTConfig,
     paths: Sequence[Paths],
     teaching: Teaching,
     *,
     batch: int,
     engine: Engine = DEFAULT_ENGINE,
 ) -> LossOf:
-    """The loss for `mmpl.train.loop.train`: from a point of a path the student predicts its end.
+    """The loss for `mmpl.train.loop.train`: from a point of a path a student of this config
+    predicts its end.
 
     Over a clean context of the teacher's making; every clip at a level of its own.
     """
     grid = schedule("few_step", teaching.steps, teaching.shift)
 
     def loss_of(weights: Weights) -> Loss:
-        student = dit_from_flat(weights, teacher.config)
+        student = dit_from_flat(weights, config)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
             rng = np.random.default_rng([teaching.seed, step])
@@ -147,11 +149,11 @@ def jump_loss(
             sigma_B = torch.tensor(grid.sigmas)[levels].to(device, torch.float32)
             v_BCTHW = taught_flow(
                 student,
-                teacher.config,
+                config,
                 clean_BCTHW + _CONTEXT_NOISE * float(rng.random()) * jitter,
                 x_BCTHW,
                 (sigma_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(noisy)),
-                encode_context(student, teacher.config, [drawn.texts[i] for i in clips]),
+                encode_context(student, config, [drawn.texts[i] for i in clips]),
                 lesson=lesson,
                 engine=engine,
             )

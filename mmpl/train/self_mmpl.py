@@ -109,15 +109,20 @@ def begins_with_image(layout: Layout) -> bool:
 
 
 def self_mmpl(
-    teacher: Teacher, draw: Draw, matching: Matching, *, engine: Engine = DEFAULT_ENGINE
+    teacher: Teacher,
+    config: DiTConfig,
+    draw: Draw,
+    matching: Matching,
+    *,
+    engine: Engine = DEFAULT_ENGINE,
 ) -> TurnsOf:
-    """The turns for `mmpl.train.distil.distil` of two transformers in official keys, both of the
-    teacher's config."""
+    """The turns for `mmpl.train.distil.distil` of two transformers in official keys: a generator of
+    this config and a critic of the teacher's."""
 
     def turns_of(generator: Weights, critic: Weights) -> Callable[[int], Turn]:
-        student = dit_from_flat(generator, teacher.config)
+        student = dit_from_flat(generator, config)
         fake = dit_from_flat(critic, teacher.config)
-        game = _Game(teacher, student, fake, draw, matching, engine)
+        game = _Game(teacher, student, config, fake, draw, matching, engine)
         return lambda step: _turn(game, step)
 
     return turns_of
@@ -138,12 +143,14 @@ class _Game:
 
     teacher: Teacher
     student: DiTParams
+    student_config: DiTConfig
     fake: DiTParams
     draw: Draw
     matching: Matching
     engine: Engine
 
-    def reader(self, params: DiTParams, texts: Sequence[Tensor]) -> Reader:
+    def score(self, params: DiTParams, texts: Sequence[Tensor]) -> Reader:
+        """One of the score networks, having read the texts."""
         return read(params, self.teacher.config, texts, self.engine)
 
 
@@ -191,7 +198,7 @@ def _rolled_out(game: _Game, step: int, part: int) -> _Clips:
     exit_step = int(rng.integers(matching.steps))
     handed_over = rng.random() < matching.own_seeds
     batch = game.draw(rng, matching.batch, layout)
-    reader = game.reader(game.student, batch.texts)
+    reader = read(game.student, game.student_config, batch.texts, game.engine)
     noise = _noise(game, rng, len(batch.texts))
     given = batch.given
     if handed_over:
@@ -257,7 +264,7 @@ def _critic_loss(game: _Game, clips: _Clips, step: int, update: int) -> Tensor:
     """Flow matching on what the generator made."""
     x_BCTHW = clips.scored_BCTHW.detach()
     sigma_B, noise_BCTHW = _noised(game, x_BCTHW, [step, CRITIC, update])
-    flow_BCTHW = _flow(game, game.reader(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
+    flow_BCTHW = _flow(game, game.score(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
     return F.mse_loss(flow_BCTHW, noise_BCTHW - x_BCTHW)
 
 
@@ -267,7 +274,7 @@ def _generator_loss(game: _Game, clips: _Clips, step: int) -> tuple[Tensor, Metr
     with torch.no_grad():
         level = sigma_B.view(-1, 1, 1, 1, 1)
         noisy_BCTHW = torch.lerp(x_BCTHW, noise_BCTHW, level)
-        v_BCTHW = _flow(game, game.reader(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
+        v_BCTHW = _flow(game, game.score(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
         fake_BCTHW = x0_from_flow(v_BCTHW, noisy_BCTHW, level)
         v_BCTHW = _guided_flow(game, clips, sigma_B, noise_BCTHW)
         real_BCTHW = x0_from_flow(v_BCTHW, noisy_BCTHW, level)
@@ -279,12 +286,12 @@ def _guided_flow(game: _Game, clips: _Clips, sigma_B: Tensor, noise_BCTHW: Tenso
     """The teacher's flow, both branches of guidance in one pass."""
     teacher, scale = game.teacher, game.matching.guidance
     if scale == 1.0:
-        return _flow(game, game.reader(teacher.params, clips.texts), clips, sigma_B, noise_BCTHW)
+        return _flow(game, game.score(teacher.params, clips.texts), clips, sigma_B, noise_BCTHW)
     texts = [*clips.texts, *[teacher.negative] * len(clips.texts)]
     both = _Clips(texts, clips.lesson, clips.z_BCTHW.repeat(2, 1, 1, 1, 1))
     flow_BCTHW = _flow(
         game,
-        game.reader(teacher.params, texts),
+        game.score(teacher.params, texts),
         both,
         sigma_B.repeat(2),
         noise_BCTHW.repeat(2, 1, 1, 1, 1),

@@ -58,13 +58,13 @@ def blueprint(teacher: Defaults) -> FastBlueprint:
     return FastBlueprint(
         teaching=Teaching(
             layouts,
-            films=16,
+            films=12,
             batch=16,
             shift=teacher.shift,
             guidance=teacher.guidance_scale,
         ),
         jump=Recipe(
-            steps=800,
+            steps=1200,
             learning_rate=1e-3,
             matrix_rate=4e-3,
             warmup=20,
@@ -82,7 +82,7 @@ def blueprint(teacher: Defaults) -> FastBlueprint:
             fresh=False,
         ),
         match=DistilRecipe(
-            steps=200, generator_rate=5e-5, critic_rate=1e-4, critic_updates=5, ema_from=20
+            steps=250, generator_rate=5e-5, critic_rate=1e-4, critic_updates=3, ema_from=20
         ),
     )
 
@@ -107,7 +107,7 @@ def train_jump(
     """Regression from the points of the trajectories to their ends, begun as the teacher."""
     teaching, batch = blueprint.teaching, blueprint.jump_batch
     paths = read_paths(runs / PATHS)
-    loss = jump_loss(teacher_of(model), paths, teaching, batch=batch, engine=engine)
+    loss = jump_loss(model.dit_config, paths, teaching, batch=batch, engine=engine)
     setting = {"teacher": _made_by(model), "teaching": teaching, "batch": batch}
     yield from train(
         to_flat(model.dit), loss, blueprint.jump, runs / JUMP, setting=setting, save_every=50
@@ -120,7 +120,9 @@ def train_match(
     """Distribution matching on own rollouts, begun as the student that has learned to jump."""
     start, steps = averaged_weights(runs / JUMP)
     device = model.dit.head.head.weight.device
-    turns = self_mmpl(teacher_of(model), draw_of(model), blueprint.matching, engine=engine)
+    turns = self_mmpl(
+        teacher_of(model), model.dit_config, draw_of(model), blueprint.matching, engine=engine
+    )
     yield from distil(
         {name: tensor.to(device) for name, tensor in start.items()},
         to_flat(model.dit),

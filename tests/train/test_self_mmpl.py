@@ -175,10 +175,10 @@ def test_a_turn_teaches_each_side_alone(
     teacher: Teacher, layout: str, own_seeds: float, scores: module.ScoresOf
 ) -> None:
     matching = replace(
-        MATCHING, layouts=((layout, 1.0),), own_seeds=own_seeds, scores=scores, batch=1
+        MATCHING, layouts=((layout, 1.0),), own_seeds=own_seeds, scores=scores, batch=1, fresh=False
     )
     generator, critic = learning(), learning()
-    turn = self_mmpl(teacher, draw, matching)(generator, critic)(0)
+    turn = self_mmpl(teacher, CONFIGS.dit, draw, matching)(generator, critic)(0)
     turn.critic(0).backward()
     assert all(weight.grad is None for weight in generator.values())
     assert any(bool(w.grad.any()) for w in critic.values() if w.grad is not None)
@@ -201,7 +201,7 @@ def test_exit_step_is_shared_by_groups_and_drawn_per_step(
         return torch.zeros(2, CHANNELS, len(group.frames), 4, 4)
 
     monkeypatch.setattr(module, "few_steps", noted)
-    turns = self_mmpl(teacher, draw, replace(MATCHING, own_seeds=0.0, fresh=False))
+    turns = self_mmpl(teacher, CONFIGS.dit, draw, replace(MATCHING, own_seeds=0.0, fresh=False))
     made = turns(learning(), learning())
     for step in range(12):
         made(step)
@@ -221,9 +221,11 @@ def test_own_seeds_are_handed_over_and_not_learned(
         return {frame: torch.zeros(2, *SHAPE) for frame in range(layout.frames)}
 
     monkeypatch.setattr(module, "roll_out", noted)
-    turns = self_mmpl(teacher, draw, replace(MATCHING, fresh=False))(learning(), learning())
+    monkeypatch.setattr(module.vae, "encode_again", lambda *_: torch.zeros(2, CHANNELS, 2, 4, 4))
+    turns = self_mmpl(teacher, CONFIGS.dit, draw, replace(MATCHING, fresh=False))
+    begin = turns(start(), start())
     for step in range(40):
-        turns(step)
+        begin(step)
     handed = [seeds for seeds in given if seeds]
     assert all(seeds == {0, 1} for seeds in handed)
     assert 10 < len(handed) < 30  # half of the steps
@@ -241,7 +243,7 @@ def test_shared_rollouts_are_made_once(teacher: Teacher, monkeypatch: pytest.Mon
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "_rolled_out", noted)
-            turn = self_mmpl(teacher, draw, replace(MATCHING, fresh=fresh, batch=1))(
+            turn = self_mmpl(teacher, CONFIGS.dit, draw, replace(MATCHING, fresh=fresh, batch=1))(
                 learning(), learning()
             )(0)
             for update in range(2):
@@ -258,7 +260,6 @@ def test_the_mean_moves_to_the_teachers() -> None:
     """Real and fake scores of Gaussians are known: the student is N(mean, 1), data are N(3, 1)."""
     mean = torch.zeros((), requires_grad=True)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD([mean], lr=0.5)
 
     def predicted(x: Tensor, sigma: float, centre: float) -> Tensor:
         """E[x0 | x] for x0 of N(centre, 1)."""
@@ -270,9 +271,8 @@ def test_the_mean_moves_to_the_teachers() -> None:
         sigma = 0.02 + 0.96 * float(torch.rand((), generator=generator))
         noisy = torch.lerp(clip.detach(), torch.randn(64, 5, generator=generator), sigma)
         real, fake = predicted(noisy, sigma, 3.0), predicted(noisy, sigma, mean.item())
-        optimizer.zero_grad()
-        matching_loss(clip, real, fake).backward()
-        optimizer.step()
+        (slope,) = torch.autograd.grad(matching_loss(clip, real, fake), [mean])
+        mean = (mean - 0.5 * slope).detach().requires_grad_()
     assert mean.item() == pytest.approx(3.0, abs=0.2)
 
 
@@ -345,7 +345,7 @@ def test_resuming_gives_the_same_bits(tmp_path: Path, stop: int) -> None:
 
 
 def test_a_distillation_resumes_to_the_same_bits(teacher: Teacher, tmp_path: Path) -> None:
-    turns = self_mmpl(teacher, draw, replace(MATCHING, batch=1, steps=2))
+    turns = self_mmpl(teacher, CONFIGS.dit, draw, replace(MATCHING, batch=1, steps=2))
     recipe = replace(RECIPE, steps=2, critic_updates=1)
     for name, parts in (("whole", (2,)), ("cut", (1, 2))):
         for steps in parts:
