@@ -64,6 +64,18 @@ def learning() -> Weights:
     return {name: tensor.clone().requires_grad_() for name, tensor in start().items()}
 
 
+def gradients(weights: Weights) -> Weights:
+    """Of those that have one."""
+    return {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+
+
+def assert_close(got: Weights, wanted: Weights) -> None:
+    assert got.keys() == wanted.keys()
+    assert got
+    for name, tensor in got.items():
+        assert torch.allclose(tensor, wanted[name], rtol=1e-3, atol=1e-4), name
+
+
 def noise_of(seed: int = 0) -> Callable[[Group, int], Tensor]:
     def noise(group: Group, step: int) -> Tensor:
         key = 1000 * seed + 100 * step + group.frames[0]
@@ -138,10 +150,7 @@ def test_gradient_comes_from_the_exit_step_alone(exit_step: int) -> None:
             x = ((1 - sigma) * x + sigma * noise(group, step)).detach()
         x = x - sigma * velocity(memory, group, x, GRID.timesteps[step])
     x.square().sum().backward()
-    for name, weight in weights.items():
-        assert (weight.grad is None) == (again[name].grad is None), name
-        if weight.grad is not None:
-            assert torch.allclose(weight.grad, again[name].grad, rtol=1e-3, atol=1e-4), name
+    assert_close(gradients(weights), gradients(again))
 
 
 def test_no_gradient_through_keys_and_values() -> None:
@@ -160,10 +169,7 @@ def test_no_gradient_through_keys_and_values() -> None:
     )
     stack(latents, layout.groups[1].frames).square().sum().backward()
     exit_x0(again, 1, init).square().sum().backward()
-    assert any(weight.grad is not None for weight in weights.values())
-    for name, weight in weights.items():
-        if weight.grad is not None:
-            assert torch.allclose(weight.grad, again[name].grad, rtol=1e-4, atol=1e-5), name
+    assert_close(gradients(weights), gradients(again))
 
 
 # ------------------------------------------------------------------------------------- turns
@@ -180,14 +186,14 @@ def test_a_turn_teaches_each_side_alone(
     generator, critic = learning(), learning()
     turn = self_mmpl(teacher, CONFIGS.dit, draw, matching)(generator, critic)(0)
     turn.critic(0).backward()
-    assert all(weight.grad is None for weight in generator.values())
-    assert any(bool(w.grad.any()) for w in critic.values() if w.grad is not None)
+    assert not gradients(generator)
+    assert any(bool(grad.any()) for grad in gradients(critic).values())
     for weight in critic.values():
         weight.grad = None
     critic["head.head.weight"].data.add_(0.1)  # or both scores were the same
     turn.generator()[0].backward()
-    assert all(weight.grad is None for weight in critic.values())
-    assert any(bool(w.grad.any()) for w in generator.values() if w.grad is not None)
+    assert not gradients(critic)
+    assert any(bool(grad.any()) for grad in gradients(generator).values())
     assert all(not tensor.requires_grad for tensor in to_flat(teacher.params).values())
 
 
