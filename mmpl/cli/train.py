@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "mmpl-train"
 STAGES = ("vae", "latents", "dit", "bundle")
+NETWORKS = ("embedded", "mixed", "mmpl", "chunked")  # of mmpl.train.tiny
 WORK, FILES = "what to do", "files"
 MOST_STEPS = 10**9
 
@@ -58,6 +59,15 @@ TRAIN = Command(
             "N",
             "how many steps the last stage of `dit` takes",
             **whole(1, MOST_STEPS),
+        ),
+        Flag(
+            "network",
+            WORK,
+            "NAME",
+            "embedded; or one that goes on from it, for the comparison of methods: mixed (all "
+            "layouts), mmpl or chunked (one, as controls)",
+            **one_of(*NETWORKS),
+            default="embedded",
         ),
         Flag(
             "compile",
@@ -104,7 +114,7 @@ def _command(argv: list[str], console: Console) -> int:
 
     torch.set_num_threads(given.get("threads", cores()))
     device = _device(given.get("device", "cpu"))
-    blueprint = tiny.blueprint()
+    blueprint = tiny.blueprint(given.get("network", "embedded"))
     if "steps" in given:
         *earlier, last = blueprint.dit_stages
         last = replace(last, recipe=replace(last.recipe, steps=given["steps"]))

@@ -1,1 +1,2 @@
-"""Measures of finished films: what the pixels show, against what the prompt asked for."""
+"""Measures of finished films: what the pixels show, against what the prompt asked for. And the ways
+of making films that are compared: `methods`."""

@@ -106,6 +106,29 @@ def bidirectional_window(frames: int, given: int) -> Layout:
     return Layout(f"bidirectional_{given}", frames, (init, window))
 
 
+def inverted(frames: int, given: int, chunk: int) -> Layout:
+    """The end first, then backwards to the start: FramePack's inverted anti-drift order.
+
+    After the first `given` frames the last group is made, of `chunk` frames and what does not
+    fill a chunk, then the chunk before it, and so on. Every group sees the given frames, which
+    are good, and all that was made after it in time; so each error is between two known ends.
+    Source: Zhang and Agrawala 2025, section 3.3.
+    """
+    if not (1 <= given < frames and 1 <= chunk <= frames - given):
+        raise ArgumentError(
+            "chunks do not fit the segment",
+            got=f"{frames} frames, {given} given, chunk {chunk}",
+            wanted="1 <= given < frames, 1 <= chunk <= frames - given",
+        )
+    starts = range(given, frames - chunk + 1, chunk)
+    stops = (*starts[1:], frames)
+    groups = [Group("init", _span(0, given))]
+    for number, (start, stop) in enumerate(reversed(tuple(zip(starts, stops, strict=True))), 1):
+        sees = (*_span(0, given), *_span(stop, frames))
+        groups.append(Group(f"back_{number}", _span(start, stop), sees))
+    return Layout(f"inverted_{given}_{chunk}", frames, tuple(groups))
+
+
 PRESETS: dict[str, Callable[[], Layout]] = {
     "mmpl_t2v": mmpl_t2v,
     "mmpl_t2v_head_sees_terminal": lambda: mmpl_t2v(head_sees_terminal=True),
@@ -117,6 +140,7 @@ PRESETS: dict[str, Callable[[], Layout]] = {
     "chunked_1": lambda: chunked(SEGMENT_LATENTS, 1),
     "bidirectional": lambda: bidirectional_window(SEGMENT_LATENTS, 0),
     "bidirectional_2": lambda: bidirectional_window(SEGMENT_LATENTS, 2),
+    "inverted_2_3": lambda: inverted(SEGMENT_LATENTS, 2, 3),
 }
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,6 +49,10 @@ class Task:
 class Course:
     """The tasks of one layout, taught together; drawn for a step with these `odds`.
 
+    `levels`: "group", one timestep for all frames of a group, as layouts are sampled; or "frame",
+    one for each, for methods whose frames are at different noise levels at a time: half of the
+    clips at levels that rise along time, half at any, and the first frames often clean.
+
     Together, because only the first frames must be read off the text: steps without them would
     move the text's weights at random, and Muon, which makes all updates equally large, far.
     """
@@ -54,6 +60,7 @@ class Course:
     layout: Layout
     odds: float
     tasks: tuple[Task, ...]
+    levels: Literal["group", "frame"] = "group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,13 @@ class DiTTraining:
     odds: tuple[tuple[str, float], ...] = ()
 
 
-def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
+def course(
+    layout: Layout,
+    odds: float,
+    weights: Mapping[str, float] = MappingProxyType({}),
+    *,
+    levels: Literal["group", "frame"] = "group",
+) -> Course:
     """All groups of a layout, with shares by group name, 1 where none is given, 0 to leave one out.
 
     A first group of a single frame is given, not learned (image-to-video).
@@ -97,6 +110,7 @@ def course(layout: Layout, odds: float, weights: Mapping[str, float]) -> Course:
             Task(group, weights.get(group.name, 1.0) / total, fresh=not group.sees)
             for group in learned
         ),
+        levels,
     )
 
 
@@ -120,6 +134,23 @@ class _Pool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Pools:
+    """Whole clips, those of them that begin a film, and the first frames of many more films."""
+
+    whole: _Pool
+    beginning: _Pool
+    beginnings: _Pool
+
+    def of(self, task: Task) -> _Pool:
+        """What a task is learned from: what is made from nothing, from beginnings of films alone,
+        for only these can be read off their captions."""
+        if not task.fresh:
+            return self.whole
+        short = task.group.frames[-1] < self.beginnings.clips.z_BCTHW.shape[2]
+        return self.beginnings if short else self.beginning
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Networks:
     """What is trained: the transformer and the text encoder, over one tokenizer."""
 
@@ -129,6 +160,14 @@ class Networks:
     text_config: TextConfig
     tokenizer: Tokenizer
     engine: Engine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Dice:
+    """Where all that is drawn for a step comes from: choices, and noise."""
+
+    rng: np.random.Generator
+    generator: torch.Generator
 
 
 def split(weights: Weights, prefix: str) -> Weights:
@@ -146,8 +185,12 @@ def dit_loss(
     engine: Engine = DEFAULT_ENGINE,
 ) -> LossOf:
     """The loss for `mmpl.train.loop.train` of weights `dit.*` and `text.*`, in official keys."""
-    whole = _pool(data.clips.first(training.clips), training)
-    fresh = _pool(data.beginnings, training)
+    clips = data.clips.first(training.clips)
+    pools = _Pools(
+        _pool(clips, training),
+        _pool(clips, training, begin=True),
+        _pool(data.beginnings, training),
+    )
 
     def loss_of(weights: Weights) -> Loss:
         networks = Networks(
@@ -158,23 +201,25 @@ def dit_loss(
             tokenizer,
             engine,
         )
-        return lambda step: _loss(networks, whole, fresh, training, step)
+        return lambda step: _loss(networks, pools, training, step)
 
     return loss_of
 
 
-def _pool(clips: LatentClips, training: DiTTraining) -> _Pool:
+def _pool(clips: LatentClips, training: DiTTraining, *, begin: bool = False) -> _Pool:
     times = dict(training.odds)
     specs = [clips.spec(i) for i in range(len(clips.seeds))]
     odds_N = np.array([times.get(s.shape, 1.0) * times.get(s.motion, 1.0) for s in specs])
+    if begin:
+        odds_N *= [s.start_frame == 0 for s in specs]
     return _Pool(clips, odds_N / odds_N.sum())
 
 
 def _loss(
-    networks: Networks, whole: _Pool, fresh: _Pool, training: DiTTraining, step: int
+    networks: Networks, pools: _Pools, training: DiTTraining, step: int
 ) -> tuple[Tensor, dict[str, float]]:
     rng = np.random.default_rng([training.seed, step])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    dice = _Dice(rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
     odds = np.array([course.odds for course in training.courses])
     drawn = training.courses[rng.choice(len(odds), p=odds / odds.sum())]
     values, losses = {}, []
@@ -182,10 +227,12 @@ def _loss(
         lesson = lesson_of(drawn.layout, [task.group])
         frames = len(lesson.clean) + len(lesson.noisy)
         count = max(1, round(task.share * training.frames / frames))
-        pool = fresh if task.fresh else whole
-        chosen = pool.draw(rng, count)
+        pool = pools.of(task)
+        chosen = pool.draw(dice.rng, count)
         seeds = _first_group(drawn.layout, lesson) if training.own_seeds > 0 else None
-        value = _task_loss(networks, pool.clips, training, lesson, seeds, chosen, rng, generator)
+        value = _task_loss(
+            networks, pool.clips, training, lesson, seeds, drawn.levels, chosen, dice
+        )
         losses.append(task.share * value)
         values[task.group.name] = value.item()
     return torch.stack(losses).sum(), values
@@ -197,22 +244,21 @@ def _task_loss(
     training: DiTTraining,
     lesson: Lesson,
     seeds: Lesson | None,
+    levels: str,
     chosen: list[int],
-    rng: np.random.Generator,
-    generator: torch.Generator,
+    dice: _Dice,
 ) -> Tensor:
-    """Mean squared error of the flow on the chosen clips, at a timestep of its own for each.
+    """Mean squared error of the flow on the chosen clips, at timesteps of its own for each.
 
     With `seeds`, the pass that makes the context, the context is of the network's own making.
     """
     z_BCTHW = clips.z_BCTHW[chosen]
-    clean_BCTHW = _jittered(
-        z_BCTHW[:, :, list(lesson.clean)], training.context_noise, rng, generator
-    )
+    rng, generator = dice.rng, dice.generator
+    clean_BCTHW = _jittered(z_BCTHW[:, :, list(lesson.clean)], training.context_noise, dice)
     target_BCTHW = z_BCTHW[:, :, list(lesson.noisy)]
     device = target_BCTHW.device  # numbers are drawn on the CPU: the same on every device
     noise_BCTHW = torch.randn(target_BCTHW.shape, generator=generator).to(device)
-    t_B = shifted(torch.rand(len(chosen), generator=generator), training.shift).to(device)
+    t_BT = _timesteps(target_BCTHW.shape, levels, training.shift, generator).to(device)
     captions = [
         ""
         if rng.random() < training.prompt_dropout
@@ -229,13 +275,26 @@ def _task_loss(
         networks.dit,
         networks.dit_config,
         clean_BCTHW,
-        torch.lerp(target_BCTHW, noise_BCTHW, t_B.view(-1, 1, 1, 1, 1)),
-        (t_B * TRAIN_TIMESTEPS)[:, None].expand(-1, len(lesson.noisy)),
+        torch.lerp(target_BCTHW, noise_BCTHW, t_BT[:, None, :, None, None]),
+        t_BT * TRAIN_TIMESTEPS,
         encode_context(networks.dit, networks.dit_config, encode_captions(networks, captions)),
         lesson=lesson,
         engine=networks.engine,
     )
     return F.mse_loss(flow_BCTHW, noise_BCTHW - target_BCTHW)
+
+
+def _timesteps(shape: torch.Size, levels: str, shift: float, generator: torch.Generator) -> Tensor:
+    """Timesteps t_BT in [0, 1] for clips of `shape` BCTHW, as `Course` says of its `levels`."""
+    clips, _, frames = shape[:3]
+    if levels == "group":
+        return shifted(torch.rand(clips, generator=generator), shift)[:, None].expand(-1, frames)
+    t_BT = shifted(torch.rand(clips, frames, generator=generator), shift)
+    rising_B1, clean_B1 = torch.rand(2, clips, 1, generator=generator)
+    t_BT = torch.where(rising_B1 < 0.5, t_BT.sort(dim=1).values, t_BT)
+    # None clean in half of the clips, else any number but all of the frames.
+    known_B1 = ((2 * clean_B1 - 1) * frames).floor()
+    return torch.where(torch.arange(frames) < known_B1, 0.0, t_BT)
 
 
 def _first_group(layout: Layout, lesson: Lesson) -> Lesson | None:
@@ -294,9 +353,7 @@ def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:
     return list(zero_pads(encoded_BJD, mask_BJ))
 
 
-def _jittered(
-    clean_BCTHW: Tensor, most: float, rng: np.random.Generator, generator: torch.Generator
-) -> Tensor:
-    amount = most * float(rng.random())
-    noise = torch.randn(clean_BCTHW.shape, generator=generator)
+def _jittered(clean_BCTHW: Tensor, most: float, dice: _Dice) -> Tensor:
+    amount = most * float(dice.rng.random())
+    noise = torch.randn(clean_BCTHW.shape, generator=dice.generator)
     return clean_BCTHW + amount * noise.to(clean_BCTHW.device)

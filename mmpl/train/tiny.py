@@ -6,7 +6,15 @@ from dataclasses import replace
 
 from mmpl.checkpoint.bundle import Configs
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.layout.presets import SEGMENT_LATENTS, mmpl_i2v, mmpl_t2v
+from mmpl.layout.presets import (
+    SEGMENT_LATENTS,
+    bidirectional_window,
+    chunked,
+    mmpl_i2v,
+    mmpl_t2v,
+    without_early,
+    without_midpoint,
+)
 from mmpl.train import grammar
 from mmpl.train.dit_loss import DiTTraining, course
 from mmpl.train.loop import Recipe
@@ -52,9 +60,10 @@ CONFIGS = Configs(
 )
 
 
-def blueprint() -> Blueprint:
-    """All of it."""
-    return Blueprint(
+def blueprint(network: str = "embedded") -> Blueprint:
+    """All of it. `network`: the "embedded" one, or one that goes on from it so that methods can be
+    compared, see `compared`."""
+    embedded = Blueprint(
         configs=CONFIGS,
         size=SIZE,
         captions=20000,
@@ -65,6 +74,9 @@ def blueprint() -> Blueprint:
         dit_stages=dit_stages(),
         defaults=defaults(),
     )
+    if network == "embedded":
+        return embedded
+    return replace(embedded, dit_stages=(*embedded.dit_stages, compared(network)))
 
 
 def vae_stages() -> tuple[Stage[VAETraining], ...]:
@@ -134,8 +146,39 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-outlines",
             replace(stars, seed=4, shift=1.0),
-            replace(recipe, steps=5000, matrix_rate=8e-3),
+            replace(recipe, steps=4000, matrix_rate=8e-3),
         ),
+    )
+
+
+def compared(network: str) -> Stage[DiTTraining]:
+    """The last stage of a network that methods are compared with: equally long for all.
+
+    "mixed" learns the layouts of all methods, so that none has a network of its own to thank;
+    "mmpl" and "chunked" learn one and stand beside it as controls.
+    """
+    shares = {"init": 3.0, "plan": 4.0}
+    chunks = chunked(SEGMENT_LATENTS, 3), chunked(SEGMENT_LATENTS, 3, first=2)
+    window, whole = (bidirectional_window(SEGMENT_LATENTS, given) for given in (2, 0))
+    courses = {
+        "mmpl": (course(mmpl_t2v(), 1.0, shares),),
+        "chunked": (course(chunks[0], 0.5), course(chunks[1], 0.5)),
+        "mixed": (
+            course(mmpl_t2v(), 0.3, shares),
+            course(mmpl_t2v(head_sees_terminal=True), 0.05, shares),
+            course(without_early(), 0.05, shares),
+            course(without_midpoint(), 0.05, shares),
+            course(chunks[0], 0.1),
+            course(chunks[1], 0.2),
+            course(window, 0.1),
+            course(whole, 0.15, levels="frame"),
+        ),
+    }
+    *_, last = dit_stages()
+    return Stage(
+        f"dit-{network}",
+        replace(last.training, courses=courses[network], seed=5, shift=SHIFT),
+        replace(last.recipe, steps=3000),
     )
 
 

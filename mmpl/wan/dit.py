@@ -27,7 +27,7 @@ from mmpl.wan.attention import (
 )
 from mmpl.wan.cache import KVCache, LayerKV, Rows, SlotView, check_view, read_rows, write_rows
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit_block import BlockFn, Shared, heads, normed_heads
+from mmpl.wan.dit_block import BlockFn, Shared, TextFn, text_kv
 from mmpl.wan.dit_block import block as block
 from mmpl.wan.dit_params import DiTParams as DiTParams
 from mmpl.wan.dit_params import HeadParams
@@ -78,12 +78,14 @@ class Positions:
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """How the arithmetic is done. `precision=None` computes in the format of the stored weights,
-    with islands of at least float32. `ulysses`: the ranks that share every pass; such passes have
-    one timestep for all frames, a cache of a rank's own heads, and no mask."""
+    with islands of at least float32. Only `block_fn` and `text_fn` touch what is in a block.
+    `ulysses`: the ranks that share every pass; such passes have one timestep for all frames, a
+    cache of a rank's own heads, and no mask."""
 
     precision: Precision | None = None
     attention: AttentionBackend = sdpa
     block_fn: BlockFn = block
+    text_fn: TextFn = text_kv
     ulysses: Ulysses | None = None
 
     @property
@@ -115,10 +117,9 @@ def encode_context(
             raise ArgumentError("context is too long", got=len(text), wanted=config.text_len)
     padded = [F.pad(text, (0, 0, 0, config.text_len - len(text))) for text in context]
     y_BJD = text_embedding(params, torch.stack(padded), precision)
-    layers = [b.cross_attn for b in params.blocks]
-    k = [normed_heads(layer.k, layer.norm_k, config, y_BJD, precision) for layer in layers]
-    v = [heads(linear(layer.v, y_BJD, precision.compute), config) for layer in layers]
-    return CrossKV(cast(torch.stack(k), precision.compute), torch.stack(v))
+    layers = [engine.text_fn(b, config, y_BJD, precision) for b in params.blocks]
+    k, v = [layer.k_BSNK for layer in layers], [layer.v_BSNK for layer in layers]
+    return CrossKV(torch.stack(k), torch.stack(v))
 
 
 def dit(

@@ -54,6 +54,14 @@ class BlockFn(Protocol):
     ) -> Tensor: ...
 
 
+class TextFn(Protocol):
+    """`text_kv`, or another way to it."""
+
+    def __call__(
+        self, params: BlockParams, config: DiTConfig, y_BJD: Tensor, precision: Precision, /
+    ) -> LayerKV: ...
+
+
 def block(
     params: BlockParams,
     config: DiTConfig,
@@ -115,6 +123,14 @@ def cross_attention(
     q_BLNK = normed_heads(params.q, params.norm_q, config, y_BLD, precision)
     o_BLNK = shared.attention(cast(q_BLNK, precision.compute), text.k_BSNK, text.v_BSNK)
     return linear(params.o, o_BLNK.flatten(2), precision.compute)
+
+
+def text_kv(params: BlockParams, config: DiTConfig, y_BJD: Tensor, precision: Precision) -> LayerKV:
+    """Keys and values of text tokens y_BJD for a block's cross-attention."""
+    layer = params.cross_attn
+    k_BJNK = normed_heads(layer.k, layer.norm_k, config, y_BJD, precision)
+    v_BJNK = heads(linear(layer.v, y_BJD, precision.compute), config)
+    return LayerKV(cast(k_BJNK, precision.compute), v_BJNK)
 
 
 def normed_heads(

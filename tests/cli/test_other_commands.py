@@ -128,7 +128,7 @@ print(json.dumps([codes, "torch" in sys.modules]))
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training of seconds in place of that of weights/tiny."""
-    monkeypatch.setattr(tiny, "blueprint", small_blueprint)
+    monkeypatch.setattr(tiny, "blueprint", lambda network: small_blueprint())
     monkeypatch.setattr(pipeline, "train", partial(loop.train, report_every=1))
 
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmpl.eval.windows import image_and_raw_latents
 from mmpl.film.denoise import Network, commit, open_context, velocities
 from mmpl.film.segment import stack
 from mmpl.layout.layout import committed
 from mmpl.layout.presets import chunked
+from mmpl.layout.timeline import Chain
 from mmpl.wan import flow, vae
 from mmpl.wan.dit import Engine, encode_context
 from tests.parity import dit_tiny, golden
@@ -93,15 +95,15 @@ def roll_out(
 
 
 def hand_over(latents_BCTHW: Tensor, overlap: int) -> Rollout:
-    """The frame at which the overlap begins, encoded as an image, and the latents after it."""
+    """The frame at which the overlap begins, and the next rollout's first latents."""
     config = config_of(golden.metadata("vae_tiny.weights")["config"])
     params = vae.vae_from_flat(golden.load("vae_tiny.weights"), config)
+    chain = Chain(latents_BCTHW.shape[2], config.temporal_stride, seeds=overlap)
+    latents = dict(enumerate(latents_BCTHW.unbind(2)))
     pixels_BCFHW, _ = vae.decode(params, config, latents_BCTHW)
-    kept = pixels_BCFHW.shape[2] - config.temporal_stride * (overlap - 1) - 1
-    frame_BCFHW = pixels_BCFHW[:, :, kept : kept + 1].clamp(-1, 1)
-    first_BCTHW, _ = vae.encode(params, config, frame_BCFHW)
-    raw_BCTHW = latents_BCTHW[:, :, latents_BCTHW.shape[2] - overlap + 1 :]
-    return Rollout(latents_BCTHW, frame_BCFHW, torch.cat((first_BCTHW, raw_BCTHW), dim=2), kept)
+    frame_BCFHW = pixels_BCFHW[:, :, chain.step : chain.step + 1].clamp(-1, 1)
+    start = image_and_raw_latents(params, config, chain, latents)
+    return Rollout(latents_BCTHW, frame_BCFHW, stack(start, range(overlap)), chain.step)
 
 
 def test_there_are_recordings() -> None:

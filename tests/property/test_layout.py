@@ -28,6 +28,7 @@ from mmpl.layout.presets import (
     bidirectional_window,
     by_name,
     chunked,
+    inverted,
     mmpl_i2v,
     mmpl_t2v,
     without_early,
@@ -253,6 +254,18 @@ def test_slots_are_found_fast() -> None:
 
 
 # ---------------------------------------------------------------- groups
+
+
+def test_the_inverted_order_goes_back_from_the_end() -> None:
+    groups = inverted(21, 2, 3).groups
+    made = [(group.frames[0], group.frames[-1]) for group in groups]
+    assert made == [(0, 1), (17, 20), (14, 16), (11, 13), (8, 10), (5, 7), (2, 4)]
+    assert groups[1].sees == (0, 1)
+    assert groups[2].sees == (0, 1, 17, 18, 19, 20)
+    assert groups[-1].reads == tuple(range(21))
+    for sizes in ((21, 0, 3), (21, 21, 1), (6, 2, 5), (6, 2, 0)):
+        with pytest.raises(ArgumentError, match="chunks do not fit"):
+            inverted(*sizes)
 
 
 def test_needed_groups() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from mmpl.cli.train import NETWORKS
 from mmpl.errors import ArgumentError
-from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
-from mmpl.train import grammar
+from mmpl.layout.layout import Layout
+from mmpl.layout.presets import bidirectional_window, chunked, mmpl_i2v, mmpl_t2v
+from mmpl.train import grammar, tiny
 from mmpl.train.clips import caption, draw_spec
 from mmpl.train.dit_loss import Data, DiTTraining, course, dit_loss
 from mmpl.train.latents import (
@@ -195,6 +198,71 @@ def test_what_is_not_to_be_drawn_is_not(tokenizer: Tokenizer, data: Data, by: st
         holed = Data(with_holes(data.clips, keep), data.beginnings)
         loss = dit_loss(DIT, text_config(tokenizer), tokenizer, holed, training)(start(tokenizer))
         assert all(loss(step)[0].isfinite() for step in range(3)) == careful
+
+
+@pytest.mark.parametrize("layout", [chunked(21, 3), bidirectional_window(21, 0)])
+def test_what_is_made_from_nothing_is_learned_from_beginnings(
+    tokenizer: Tokenizer, data: Data, layout: Layout
+) -> None:
+    """Clips that continue a film may hold anything where a first group is learned from them."""
+    shares = {group.name: float(not group.sees) for group in layout.groups}
+    continues = data.clips.seeds % 2 == 1
+    for odd in (True, False):
+        z_BCTHW = data.clips.z_BCTHW.clone()
+        z_BCTHW[continues == odd] = torch.nan
+        training = DiTTraining((course(layout, 1.0, shares),), frames=42, clips=8)
+        holed = Data(LatentClips(z_BCTHW, data.clips.seeds), data.beginnings)
+        loss = dit_loss(DIT, text_config(tokenizer), tokenizer, holed, training)(start(tokenizer))
+        assert all(loss(step)[0].isfinite() for step in range(3)) == odd
+
+
+@pytest.mark.parametrize("levels", ["group", "frame"])
+def test_levels_of_noise(
+    tokenizer: Tokenizer,
+    data: Data,
+    levels: Literal["group", "frame"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(*args: object, **_: object) -> torch.Tensor:
+        x_BCTHW, t_BT = args[3], args[4]
+        assert isinstance(x_BCTHW, torch.Tensor)
+        assert isinstance(t_BT, torch.Tensor)
+        assert t_BT.shape == (len(x_BCTHW), x_BCTHW.shape[2])
+        seen.append(t_BT)
+        return torch.zeros_like(x_BCTHW)
+
+    monkeypatch.setattr("mmpl.train.dit_loss.taught_flow", spy)
+    own = course(bidirectional_window(21, 0), 1.0, levels=levels)
+    training = DiTTraining((own,), frames=21 * 40, clips=8)
+    loss = dit_loss(DIT, text_config(tokenizer), tokenizer, data, training)(start(tokenizer))
+    loss(0)
+    (t_BT,) = seen
+    assert len(t_BT) == 40
+    assert 0 <= t_BT.min() < t_BT.max() <= 1000
+    alike = (t_BT == t_BT[:, :1]).all(dim=1)
+    rising = (t_BT.diff() >= 0).all(dim=1)
+    clean = (t_BT == 0).sum(dim=1)
+    assert bool(alike.all()) == (levels == "group")
+    if levels == "frame":
+        assert 8 < rising.sum() < 32
+        assert 8 < (clean == 0).sum() < 32
+        assert 15 < clean.max() < 21
+        assert all((row[:n] == 0).all() for row, n in zip(t_BT, clean, strict=True))
+
+
+def test_networks_to_compare_methods_with_learn_equally_long() -> None:
+    *_, last = tiny.blueprint().dit_stages
+    steps = set()
+    for network in NETWORKS[1:]:
+        found = tiny.blueprint(network)
+        *before, own = found.dit_stages
+        assert tuple(before) == tiny.blueprint().dit_stages
+        assert before[-1] == last
+        steps.add((own.recipe.steps, own.training.frames, own.training.clips))
+        assert own.name == f"dit-{network}"
+    assert len(steps) == 1
 
 
 def test_a_few_steps_learn_a_single_clip(tokenizer: Tokenizer, data: Data) -> None:

@@ -1,0 +1,285 @@
+"""All of a training that lasts from one step to the next, and how it lies on disk.
+
+One file, replaced atomically. With sharded weights every process writes one of its own, named by
+the step, and the set counts once `state.json`, put last, names that step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mmpl.checkpoint.files import read_json
+from mmpl.errors import ArgumentError, InputError, MmplError, is_out_of_memory
+from mmpl.media import durable
+from mmpl.train.muon import is_matrix, muon_step_
+from mmpl.train.recipe import Recipe
+from mmpl.train.world import World, local
+
+Value = TypeVar("Value")
+Weights = dict[str, Tensor]
+STATE_FILE = "state.safetensors"
+SET_FILE = "state.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What a checkpoint holds. `ema` are plain tensors: of sharded weights, this process's part."""
+
+    weights: Weights
+    ema: Weights
+    momenta: Weights
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def sharded(self) -> bool:
+        return any(isinstance(weight, DTensor) for weight in self.weights.values())
+
+
+def begin(start: Weights, recipe: Recipe) -> State:
+    """The state before the first step: copies of the weights, or sharded weights as they are."""
+    if not start:
+        raise ArgumentError("no weights to train")
+    sharded = any(isinstance(weight, DTensor) for weight in start.values())
+    if sharded and recipe.matrix_rate is not None:
+        raise ArgumentError(
+            "Muon needs whole matrices and cannot train sharded weights",
+            got=f"matrix_rate {recipe.matrix_rate}",
+            todo="use AdamW alone (matrix_rate None), or replicate the weights",
+        )
+    weights = {
+        name: weight if isinstance(weight, DTensor) else weight.detach().clone().requires_grad_()
+        for name, weight in start.items()
+    }
+    by_muon = recipe.matrix_rate is not None
+    momenta = {n: torch.zeros_like(w) for n, w in weights.items() if by_muon and is_matrix(n, w)}
+    optimizer = torch.optim.AdamW(
+        [{"params": [w for name, w in weights.items() if name not in momenta]}],  # may be none
+        lr=recipe.learning_rate,
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+    )
+    ema = {name: local(weight.detach()).clone() for name, weight in weights.items()}
+    return State(weights, ema, momenta, optimizer)
+
+
+def norm(tensors: list[Tensor]) -> float:
+    """Euclidean norm of all of them together, over all processes that hold parts; not finite if any
+    number is not."""
+    total = torch.nn.utils.get_total_norm(tensors)
+    return (total.full_tensor() if isinstance(total, DTensor) else total).item()
+
+
+def update_(state: State, recipe: Recipe, step: int) -> None:
+    """Moves the weights along their gradients, then their average after them."""
+    share = recipe.share_at(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * share
+    state.optimizer.step()
+    if recipe.matrix_rate is not None:
+        muon_step_(
+            [state.weights[name] for name in state.momenta],
+            list(state.momenta.values()),
+            rate=recipe.matrix_rate * share,
+            momentum=recipe.momentum,
+        )
+    decay = recipe.decay_at(step)
+    with torch.no_grad():
+        for name, average in state.ema.items():
+            average.lerp_(local(state.weights[name]), 1 - decay)
+
+
+def save(run: Path, state: State, step: int, world: World) -> None:
+    """Replaces the checkpoint. Every process must call it. Raises OutputError."""
+    if not state.sharded:
+        if world.leads:
+            _write(run / STATE_FILE, _tensors(state), step)
+        return
+    own = run / _part(step, world.rank, world.size)
+    _write(own, _tensors(state), step)
+    world.wait()
+    if world.leads:
+        content = json.dumps({"step": step, "processes": world.size}).encode()
+        durable.put(run / SET_FILE, lambda file: file.write(content))
+    world.wait()
+    durable.remove(path for path in _parts_of(run, world) if path != own)
+
+
+@torch.no_grad()
+def restore(run: Path, state: State, world: World) -> int:
+    """Fills the state from the checkpoint, if there is one; returns the steps done. Raises
+    InputError for a damaged one, ArgumentError for one of another number of processes."""
+    paths, step = _files(run)
+    if not paths:
+        return 0
+    wanted = world.size if state.sharded else 0  # parts
+    found = 0 if paths[0].name == STATE_FILE else len(paths)
+    if found != wanted:
+        raise ArgumentError(
+            "the checkpoint was written by other processes",
+            where=str(run),
+            got=_processes(wanted),
+            wanted=_processes(found),
+            todo="go on as the run was begun",
+        )
+    path = paths[world.rank if found else 0]
+    _read(path, partial(_fill, state))
+    return step
+
+
+def tidy(run: Path, world: World) -> None:
+    """Removes what killed processes left of checkpoints. Only for who has the folder for itself."""
+    kept = {path.name for path in _files(run)[0]}
+    durable.remove(path for path in _parts_of(run, world) if path.name not in kept)
+    if world.leads:
+        durable.sweep_folder(run, "state.*", "log.*", "curve.svg")
+
+
+def steps_done(run: Path) -> int:
+    """Steps of the last checkpoint, 0 without one. Raises InputError for a damaged one."""
+    return _files(run)[1]
+
+
+def averaged_weights(run: Path) -> tuple[Weights, int]:
+    """The EMA weights of a run's last checkpoint, whole, and its step, whoever wrote it. Raises
+    ArgumentError if there is none, InputError for a damaged one."""
+    paths, step = _files(run)
+    if not paths:
+        raise ArgumentError("no checkpoint in this run folder", where=str(run))
+    parts: dict[str, list[Tensor]] = {}
+
+    def collect(file: safe_open) -> None:
+        for name in (name for name in file.keys() if name.startswith("ema.")):  # noqa: SIM118
+            parts.setdefault(name[4:], []).append(file.get_tensor(name))
+
+    for path in paths:
+        _read(path, collect)
+    # FSDP splits every tensor along its first axis, in the order of the processes.
+    return {n: part[0] if len(part) == 1 else torch.cat(part) for n, part in parts.items()}, step
+
+
+def export(run: Path, path: Path, others: Mapping[str, Tensor], dtype: torch.dtype) -> int:
+    """Writes `others`, the frozen weights, with the averaged ones of a run in their place, as one
+    safetensors file; returns the run's step. Needs no other process. Raises what
+    `averaged_weights` does, and OutputError."""
+    averaged, step = averaged_weights(run)
+    whole = {name: tensor.to(dtype).contiguous() for name, tensor in (others | averaged).items()}
+    _write(path, whole, step)
+    return step
+
+
+def _part(step: int, rank: int, size: int) -> str:
+    return f"state.{step}.rank{rank}of{size}.safetensors"
+
+
+def _parts_of(run: Path, world: World) -> list[Path]:
+    return list(run.glob(f"state.*.rank{world.rank}of{world.size}.safetensors"))
+
+
+def _processes(parts: int) -> str:
+    return f"{parts} processes with sharded weights" if parts else "weights that are not sharded"
+
+
+def _files(run: Path) -> tuple[list[Path], int]:
+    """The files of the last checkpoint, in the order of the processes, and its step."""
+    if (run / SET_FILE).exists():
+        content = read_json(run / SET_FILE)
+        step, size = content.get("step"), content.get("processes")
+        if not isinstance(step, int) or not isinstance(size, int):
+            raise _damaged(run / SET_FILE, "no step or no number of processes")
+        return [run / _part(step, rank, size) for rank in range(size)], step
+    path = run / STATE_FILE
+    if not path.exists():
+        return [], 0
+    return [path], _read(path, lambda file: int(json.loads(file.metadata()["mmpl"])["step"]))
+
+
+def _tensors(state: State) -> Weights:
+    tensors: Weights = {}
+    for name, weight in state.weights.items():
+        tensors[f"weights.{name}"] = local(weight.detach())
+        tensors[f"ema.{name}"] = state.ema[name]
+        # A weight that no loss has touched yet has no optimizer state.
+        for part, value in state.optimizer.state.get(weight, {}).items():
+            tensors[f"optimizer.{part}.{name}"] = local(value)
+    return tensors | {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+
+
+def _fill(state: State, file: safe_open) -> None:
+    stored = set(file.keys())
+
+    def take(name: str, like: Tensor) -> Tensor:
+        value = file.get_tensor(name)
+        if value.shape != like.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")
+        return value
+
+    for name, weight in state.weights.items():
+        own = local(weight)
+        own.copy_(take(f"weights.{name}", own))
+        state.ema[name].copy_(take(f"ema.{name}", own))
+        if name in state.momenta:
+            state.momenta[name].copy_(take(f"momentum.{name}", own))
+        elif f"optimizer.step.{name}" in stored:
+            state.optimizer.state[weight] = {
+                "step": file.get_tensor(f"optimizer.step.{name}"),  # stays on the CPU
+                **{
+                    part: _as(weight, take(f"optimizer.{part}.{name}", own).to(own.device))
+                    for part in ("exp_avg", "exp_avg_sq")
+                },
+            }
+
+
+def _as(weight: Tensor, part: Tensor) -> Tensor:
+    """This process's part of something sharded as `weight` is."""
+    if not isinstance(weight, DTensor):
+        return part
+    return DTensor.from_local(
+        part, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+    )
+
+
+def _write(path: Path, tensors: Weights, step: int) -> None:
+    with durable.replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"mmpl": json.dumps({"step": step})})
+        except SafetensorError as error:  # what the system said is only in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _read(path: Path, take: Callable[[safe_open], Value]) -> Value:
+    """What `take` makes of an opened state; InputError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return take(file)
+    except MmplError:
+        raise
+    except Exception as error:  # noqa: BLE001  a damaged file raises many types
+        if is_out_of_memory(error):
+            raise
+        raise _damaged(path, str(error).split("\n")[0][:160]) from error
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        "the state of the training is damaged",
+        where=str(path),
+        got=reason,
+        todo="put a copy in its place, or begin in another folder",
+    )
