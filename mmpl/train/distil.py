@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError, NumericError
 from mmpl.media import durable
-from mmpl.train.loop import STATE_FILE, Progress, Weights
+from mmpl.train.loop import Progress
+from mmpl.train.state import STATE_FILE, Weights
 
 Metrics = dict[str, float]
 _PARTS = ("step", "exp_avg", "exp_avg_sq")

@@ -25,9 +25,10 @@ from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import chain_of
 from mmpl.media import durable
-from mmpl.train.loop import Loss, LossOf, Weights
+from mmpl.train.loop import Loss, LossOf
 from mmpl.train.rollout import Latents, Memory, Reader, open_memory, read, roll_out, stack, velocity
 from mmpl.train.self_mmpl import Batch, Draw, Teacher
+from mmpl.train.state import Weights
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.train.teacher_forcing import taught_flow
 from mmpl.wan import vae

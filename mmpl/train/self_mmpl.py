@@ -23,8 +23,8 @@ from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import bidirectional_window, by_name
 from mmpl.layout.timeline import chain_of
 from mmpl.train.distil import Metrics, Turn, TurnsOf
-from mmpl.train.loop import Weights
 from mmpl.train.rollout import Latents, Noise, Reader, few_steps, open_memory, read, roll_out, stack
+from mmpl.train.state import Weights
 from mmpl.train.teacher_forcing import Lesson, taught_flow
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.wan import vae

@@ -21,7 +21,7 @@ from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Layout
 from mmpl.train.clips import caption, draw_spec, render_batch
 from mmpl.train.distil import DistilRecipe, distil
-from mmpl.train.loop import STATE_FILE, Progress, Recipe, Weights, averaged_weights, train
+from mmpl.train.loop import Progress, Recipe, train
 from mmpl.train.paths import Teaching, jump_loss, read_paths, teach
 from mmpl.train.self_mmpl import (
     Batch,
@@ -32,6 +32,7 @@ from mmpl.train.self_mmpl import (
     scores_of,
     self_mmpl,
 )
+from mmpl.train.state import STATE_FILE, Weights, averaged_weights
 from mmpl.wan import vae
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_from_flat
 from mmpl.wan.params import to_flat, tree_map

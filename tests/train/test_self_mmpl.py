@@ -16,7 +16,6 @@ from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.train import self_mmpl as module
 from mmpl.train.distil import DistilRecipe, Turn, distil
-from mmpl.train.loop import Weights, averaged_weights
 from mmpl.train.rollout import (
     Memory,
     few_steps,
@@ -27,6 +26,7 @@ from mmpl.train.rollout import (
     velocity,
 )
 from mmpl.train.self_mmpl import Batch, Matching, Teacher, matching_loss, scores_of, self_mmpl
+from mmpl.train.state import Weights, averaged_weights
 from mmpl.wan.dit import DEFAULT_ENGINE, dit_from_flat
 from mmpl.wan.flow import schedule
 from mmpl.wan.params import to_flat

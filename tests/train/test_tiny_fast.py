@@ -15,8 +15,8 @@ from mmpl.errors import ArgumentError
 from mmpl.generate import Frames, Request, generate
 from mmpl.layout.presets import by_name
 from mmpl.train import tiny_fast
-from mmpl.train.loop import averaged_weights
 from mmpl.train.paths import Paths, jump_loss, read_paths
+from mmpl.train.state import averaged_weights
 from mmpl.train.tiny_fast import FastBlueprint, draw_of, teacher_of
 from mmpl.wan.dit import Positions, dit, encode_context
 from mmpl.wan.flow import schedule, x0_from_flow
