@@ -49,7 +49,12 @@ NO_TORCH = (
     "mmpl.media.image",
     "mmpl.media.source",
     "mmpl.media.video",
+    "mmpl.train.footage",
     "mmpl.train.grammar",
+    "mmpl.train.manifest",
+    "mmpl.train.origin",
+    "mmpl.train.trainable",
+    "mmpl.train.tuning",
     "mmpl.cli.",
 )
 # Imported once all else is checked.
@@ -59,6 +64,7 @@ NEEDS_TORCH = (
 )
 STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again
 READS_PICKLES = "mmpl.checkpoint.read"
+WRITES_PICKLES = "mmpl.checkpoint.write"  # plain tensors, which others' code loads
 TERMINAL = ("print", "input", "sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "logging")
 ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv")
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
@@ -89,7 +95,8 @@ AT_IMPORT = {  # what may be called while a module is imported: pure and quick
     *("math.factorial", "math.log", "math.radians", "math.sqrt", "re.compile"),
     "types.MappingProxyType",
     *("pathlib.Path", "torch.no_grad", "mmpl.wan.params.key"),
-    *("mmpl.checkpoint.names._joined", "mmpl.cli.flags.one_of", "mmpl.cli.flags.whole"),
+    *("mmpl.checkpoint.names._joined", "mmpl.cli.flags.one_of"),
+    *("mmpl.cli.flags.whole", "mmpl.cli.flags.real"),
 }
 METHODS_AT_IMPORT = {"items", "join", "resolve"}
 TOP_LEVEL = {
@@ -315,8 +322,11 @@ def keyed_noise(source: Source) -> list[str]:
 def safe_reading(source: Source) -> list[str]:
     """Pickles are opened in one file, with weights_only; nothing runs text as code."""
     if source.module != READS_PICKLES:
-        runs = [n for n in RUNS_CODE if (n, source.module) != ("subprocess", STARTS_PROCESSES)]
-        return found_in(source, (*PICKLES, "torch.load", "torch.save", *runs), "unsafe")
+        allowed = {("subprocess", STARTS_PROCESSES), ("torch.save", WRITES_PICKLES)}
+        unsafe = (*PICKLES, "torch.load", "torch.save", *RUNS_CODE)
+        return found_in(
+            source, tuple(n for n in unsafe if (n, source.module) not in allowed), "unsafe"
+        )
     problems = found_in(source, RUNS_CODE, "unsafe")
     for call, name in calls(source):
         options = {k.arg: ast.unparse(k.value) for k in call.keywords}

@@ -18,6 +18,7 @@ from tests.house_rules import (
     READS_PICKLES,
     ROOT,
     RULES,
+    WRITES_PICKLES,
     Source,
     caller_keeps_state,
     floors,
@@ -112,6 +113,7 @@ BROKEN = (
     (safe_reading, "mmpl.media.video", "import torch as t\nx = t.load('f', weights_only=True)"),
     (safe_reading, "mmpl.film.segment", "from pickle import loads"),
     (safe_reading, "mmpl.train.loop", "import torch\ntorch.save({}, 'f')"),
+    (safe_reading, WRITES_PICKLES, "import torch\nx = torch.load('f', weights_only=True)"),
     (safe_reading, "mmpl.checkpoint.folder", "x = eval('1')"),
     (safe_reading, "mmpl.media.video", "import subprocess"),
     (safe_reading, READS_PICKLES, "import torch\nx = torch.load('f')"),
@@ -132,6 +134,7 @@ SOUND = (
     (caller_keeps_state, "mmpl.wan.ops", "import torch\nx = torch.backends.cudnn.is_available()"),
     (keyed_noise, "mmpl.wan.flow", "import torch\nx = torch.randn(3, generator=g)"),
     (safe_reading, READS_PICKLES, "import torch\nx = torch.load('f', weights_only=True)"),
+    (safe_reading, WRITES_PICKLES, "import torch\ntorch.save({}, 'f')"),
     (no_geometry, "mmpl.layout.presets", "TOKENS = 32760"),
 )
 

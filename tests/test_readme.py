@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from mmpl.cli import arguments
+from mmpl.cli.claims import COMMAND as CLAIMS
 from mmpl.cli.distil import DISTIL
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
 from mmpl.cli.train import TRAIN
+from mmpl.cli.tune import EXPORT, TUNE
 from mmpl.media.video import probe
 from tests.small import DEFAULTS, small_model, write_small
 
@@ -91,15 +93,14 @@ def test_flags(words: list[str]) -> None:
     assert wants_help(words) or arguments.parse(words) or verb
 
 
-@pytest.mark.parametrize("command", [TRAIN, EVAL], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [TRAIN, EVAL, CLAIMS], ids=lambda command: command.name)
 def test_other_commands(command: Command) -> None:
-    lines = commands(command.name)
+    lines = [words for words in commands(command.name) if words[0] != "claims"]
     assert lines
-    for words in lines:
-        if words[0] == DISTIL.name.split()[-1]:
-            assert parse(DISTIL, words[1:])
-        else:
-            assert parse(command, words)
+    verbs = {"mmpl-train tune": TUNE, "mmpl-train export": EXPORT, "mmpl-train distil": DISTIL}
+    for first, *rest in lines:
+        verb = verbs.get(f"{command.name} {first}")
+        assert parse(verb, rest) if verb else parse(command, [first, *rest])
 
 
 def test_list_of_files() -> None:

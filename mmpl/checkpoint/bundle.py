@@ -48,9 +48,13 @@ from mmpl.wan.vae import VAEParams, vae_from_flat, vae_shapes
 __all__ = [
     "Configs",
     "Defaults",
+    "Encoders",
     "Model",
+    "Transformer",
     "check_folder",
+    "load_encoders",
     "load_model",
+    "load_transformer",
     "model_from_state_dicts",
     "write_bundle",
 ]
@@ -79,6 +83,18 @@ class Model:
     digests: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoders:
+    """A model without its transformer: what makes latents of pixels and embeddings of texts."""
+
+    vae: VAEParams
+    vae_config: VAEConfig
+    text: TextParams
+    text_config: TextConfig
+    tokenizer: Tokenizer
+    digests: Mapping[str, str]
+
+
 def load_model(
     folder: str | Path,
     *,
@@ -96,16 +112,34 @@ def load_model(
     as stored.
     """
     found = check_folder(folder, checkpoint=checkpoint)
-    parts = {}
-    for part in PARTS:
-        flat = read_state_dict(found.files[part], use_ema=use_ema if part == "dit" else None)
-        parts[part] = _recognised(part, flat, found.given[part], str(found.files[part]))
-    where = found.files["tokenizer"]
-    tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
-    digests = _digests(parts, tokenizer_json)
-    _require_digests(found, digests)
-    tokenizer = Tokenizer(tokenizer_json, where=str(where))
+    parts, tokenizer, digests = _read(found, PARTS, use_ema)
     return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transformer:
+    """A model's transformer alone: its weights as they are stored, under official names."""
+
+    flat: dict[str, Tensor]
+    config: DiTConfig
+    digest: str
+
+
+def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Transformer:
+    """The transformer of a folder that `check_folder` found, mapped where its file can be, so that
+    nothing is read before it is used. Raises CheckpointError."""
+    path = found.files["dit"]
+    part = _recognised("dit", read_state_dict(path, use_ema=use_ema), found.given["dit"], str(path))
+    actual = digest(part.flat)
+    _require_digests(found, {"dit": actual})
+    return Transformer(part.flat, part.config, actual)
+
+
+def load_encoders(folder: str | Path, *, device: torch.device | str = "cpu") -> Encoders:
+    """VAE and text encoder of a folder that `load_model` reads, in the same formats; its
+    transformer, much larger, is not loaded. Raises CheckpointError."""
+    parts, tokenizer, digests = _read(check_folder(folder), ("vae", "text"))
+    return _encoders(parts, tokenizer, digests, device)
 
 
 def model_from_state_dicts(
@@ -190,6 +224,21 @@ class _Part:
     where: str
 
 
+def _read(
+    found: ModelFolder, wanted: tuple[Kind, ...], use_ema: bool | None = None
+) -> tuple[dict[Kind, _Part], Tokenizer, dict[str, str]]:
+    """The `wanted` parts of a folder, its tokenizer, and the digests of both."""
+    parts: dict[Kind, _Part] = {}
+    for part in wanted:
+        flat = read_state_dict(found.files[part], use_ema=use_ema if part == "dit" else None)
+        parts[part] = _recognised(part, flat, found.given[part], str(found.files[part]))
+    where = found.files["tokenizer"]
+    tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
+    digests = _digests(parts, tokenizer_json)
+    _require_digests(found, digests)
+    return parts, Tokenizer(tokenizer_json, where=str(where)), digests
+
+
 def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> _Part:
     flat = official(part, flat, where=where)
     for name, tensor in flat.items():
@@ -219,6 +268,30 @@ def _model(
     dit, vae, text = (parts[part] for part in PARTS)
     configs = Configs(dit.config, vae.config, text.config)
     require_matching(configs, defaults, where=dit.where)
+    encoders = _encoders(parts, tokenizer, digests, device)
+    tree = dit_from_flat(dit.flat, dit.config)
+    if dtype is not None:
+        tree = dit_cast(tree, natural_precision(dtype))
+    return Model(
+        dit=tree_map(lambda leaf: leaf.to(device), tree),
+        dit_config=dit.config,
+        vae=encoders.vae,
+        vae_config=encoders.vae_config,
+        text=encoders.text,
+        text_config=encoders.text_config,
+        tokenizer=tokenizer,
+        defaults=defaults,
+        digests=digests,
+    )
+
+
+def _encoders(
+    parts: Mapping[Kind, _Part],
+    tokenizer: Tokenizer,
+    digests: Mapping[str, str],
+    device: torch.device | str,
+) -> Encoders:
+    vae, text = parts["vae"], parts["text"]
     if tokenizer.vocab_size > text.config.vocab_size:
         raise CheckpointError(
             "the tokenizer does not belong to the text encoder",
@@ -226,12 +299,7 @@ def _model(
             got=f"{tokenizer.vocab_size} tokens",
             wanted=f"at most {text.config.vocab_size}",
         )
-    tree = dit_from_flat(dit.flat, dit.config)
-    if dtype is not None:
-        tree = dit_cast(tree, natural_precision(dtype))
-    return Model(
-        dit=tree_map(lambda leaf: leaf.to(device), tree),
-        dit_config=dit.config,
+    return Encoders(
         vae=tree_map(
             lambda leaf: leaf.to(device, torch.float32), vae_from_flat(vae.flat, vae.config)
         ),
@@ -239,14 +307,13 @@ def _model(
         text=tree_map(lambda leaf: leaf.to(device), text_from_flat(text.flat, text.config)),
         text_config=text.config,
         tokenizer=tokenizer,
-        defaults=defaults,
         digests=digests,
     )
 
 
 def _require_digests(found: ModelFolder, actual: Mapping[str, str]) -> None:
     for part, wanted in found.digests.items():
-        if actual[part] != wanted:
+        if part in actual and actual[part] != wanted:
             raise CheckpointError(
                 "the file is not the one its config.json was written with, or is damaged",
                 where=str(found.files[part]),

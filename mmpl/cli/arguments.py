@@ -12,7 +12,7 @@ from typing import Any
 
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.cli import flags
-from mmpl.cli.flags import DEBUG, DURATION, MACHINE, OTHER, THREADS, Command, Flag, one_of
+from mmpl.cli.flags import DEBUG, DURATION, MACHINE, OTHER, SIZE, THREADS, Command, Flag, one_of
 from mmpl.errors import ArgumentError
 from mmpl.film.script import joined
 from mmpl.layout.presets import PRESETS
@@ -75,11 +75,6 @@ def help_text(defaults: Defaults | None) -> str:
     return flags.help_text(GEN, asdict(defaults) if defaults else None)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, height = re.split(r"[x*×]", text.lower())
-    return int(width), int(height)
-
-
 def _gpus(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in text.split(","))
     if len(set(numbers)) != len(numbers) or min(numbers) < 0:
@@ -132,8 +127,7 @@ FLAGS = (
     Flag("num_frames", FILM, "N", "length in frames instead", **_WHOLE, aliases=("frame_num",)),
     Flag("segments", FILM, "N", "length in segments instead", **_WHOLE),
     Flag(
-        "size", FILM, "WxH", "also WIDTH*HEIGHT", _size, "WIDTHxHEIGHT, as in 64x64",
-        "{width}x{height}",
+        "size", FILM, "WxH", "also WIDTH*HEIGHT", **SIZE, default="{width}x{height}",
     ),
     Flag("width", FILM, "PIXELS", "instead of --size", **_WHOLE),
     Flag("height", FILM, "PIXELS", "instead of --size", **_WHOLE),

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mmpl.train.tiny_fast import FastBlueprint
     from mmpl.wan.dit import Engine
 
-VERB = "distil"
 STAGES = ("paths", "jump", "match", "bundle")
 WORK, FILES = "what to do", "files"
 MOST = 10**9

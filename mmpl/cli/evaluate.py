@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import check_folder
+from mmpl.cli.claims import claims
 from mmpl.cli.films import measure_films
 from mmpl.cli.flags import (
     DEBUG,
@@ -40,10 +41,11 @@ MOST_PROMPTS = 10_000
 
 EVAL = Command(
     name=NAME,
-    usage="mmpl-eval FILM... [flags]\n       mmpl-eval adherence [flags]",
+    usage="mmpl-eval FILM... [flags]\n       mmpl-eval adherence [flags]\n"
+    "       mmpl-eval claims [flags]     has a --help of its own",
     description="Measures how far the look of films wanders and where they jump, from their pixels "
     "alone. Or makes films of held-out prompts and counts how many show the right shape, hue and "
-    "motion, and how many still hold one object at the end.",
+    "motion, and how many still hold one object at the end. Or tests the paper's claims.",
     epilog="Hyphens may stand for underscores. The table is printed on stdout, all else on stderr. "
     "Exit codes: 0 measured, 1 internal error, 2 wrong argument, 3 model refused, "
     "7 not-a-number in the latents, 8 out of memory, 130 Ctrl-C, 143 SIGTERM.",
@@ -69,6 +71,10 @@ EVAL = Command(
         Flag(
             "jepa_rank", FILMS, "N", "with --encoder: JEPA-SCORE by so many singular values",
             **whole(1, 10_000),
+        ),
+        Flag(
+            "lpips", FILMS, "NAME", "t-LPIPS at joints: alex, vgg or squeeze of the package lpips, "
+            "or MODULE:NAME, a function of yours of two pictures x_BCHW in [-1, 1]",
         ),
         Flag(
             "encoder_frames", FILMS, "N", "frames the encoder sees, evenly spread",
@@ -99,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
+    if argv[:1] == ["claims"]:
+        return claims(argv[1:], console)
     if wants_help(argv):
         print_result(help_text(EVAL).rstrip())
         return 0

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mmpl import __version__
 from mmpl.cli.job import read_record
@@ -20,15 +20,15 @@ from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import LONGEST_FRAMES, chain_of, joints
 from mmpl.media import durable
 from mmpl.media.charts import Curve
+from mmpl.wan.config import VAEConfig
 
 if TYPE_CHECKING:
-    from mmpl.eval.features import Encoder
+    from mmpl.eval.features import Distance, Encoder
     from mmpl.eval.metrics import FilmMetrics
     from mmpl.media.report import Measured
 
 ENCODER_FRAMES = 16
 _LONGEST_NAME = 255  # bytes, of most file systems
-_STRIDE = 4  # pixel frames of a latent frame, of every Wan VAE
 _NAME = 18  # characters of a film's name in the table
 _TOLD = (  # what the table tells, in this order
     "frames",
@@ -36,6 +36,10 @@ _TOLD = (  # what the table tells, in this order
     "hue_bins",
     "hue_l1_first_last",
     "hue_correlation_first_last",
+    "background_hue_l1_first_last",
+    "background_hue_correlation_first_last",
+    "background_hue_drift_deg_first_last",
+    "background_share",
     "mean_hue_drift_deg",
     "hue_drift_deg_first_last",
     "mean_brightness_drift",
@@ -43,7 +47,10 @@ _TOLD = (  # what the table tells, in this order
     "mean_contrast_drift",
     "contrast_drift_first_last",
 )
-_OF_JOINTS = ("hue_l1", "hue_correlation", "jump_ratio")
+_OF_JOINTS = ("hue_l1", "hue_correlation", "jump_ratio", "t_lpips")
+_MASKED = (  # said below the table
+    "background: pixels near the median of their place over the film, in its first frame and last"
+)
 
 
 def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Console) -> None:
@@ -56,11 +63,12 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
     for path in paths:
         if not os.path.lexists(path) and "." not in os.path.basename(path):
             raise ArgumentError(
-                "what has a wrong value", got=ascii(path)[:60], wanted="films, or adherence"
+                "what has a wrong value", got=ascii(path)[:60], wanted="films, adherence or claims"
             )
     if "encoder" not in given and ("jepa_rank" in given or "encoder_frames" in given):
         raise ArgumentError("--jepa_rank and --encoder_frames mean nothing without --encoder")
-    encoder = _encoder(given["encoder"]) if "encoder" in given else None
+    encoder: Encoder | None = _own("encoder", given["encoder"]) if "encoder" in given else None
+    distance = _distance(given["lpips"]) if "lpips" in given else None
     rates = [float(probe_rate(path)) for path in paths]  # all refusals before any measuring
     if "vbench" in given:
         _copy_for_vbench(paths, given["vbench"], console)
@@ -69,7 +77,10 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
         kinds = _joints_of(path, given.get("joint_every"), console)
         bins = given.get("hue_bins", HUE_BINS)
         metrics = measure(iter_frames(path), fps, joints=list(kinds.values()), hue_bins=bins)
-        found[path] = _values(metrics, kinds)
+        values = asdict(metrics) | _of_background(path, metrics.frames, bins)
+        if distance is not None:
+            values |= _t_lpips(distance, given["lpips"], path, metrics, console)
+        found[path] = values | _of_joints(values["joints"], kinds)
         if encoder is not None:
             found[path] |= _of_features(encoder, path, metrics.frames, given)
         console.say(f"  measured {printable(path)}")
@@ -92,7 +103,8 @@ def _joints_of(path: str, every: int | None, console: Console) -> dict[str, Cont
     try:
         settings = read_record(path).settings
         layout = by_name(settings["layout"])
-        chain = chain_of(layout, seeding=settings["seeding"], temporal_stride=_STRIDE)
+        stride = VAEConfig().temporal_stride  # of Wan; no film records that of its own VAE
+        chain = chain_of(layout, seeding=settings["seeding"], temporal_stride=stride)
     except (MmplError, KeyError):
         return {}  # of another program
     if settings.get("lead"):
@@ -102,16 +114,48 @@ def _joints_of(path: str, every: int | None, console: Console) -> dict[str, Cont
     return {kind: set(frames) for kind, frames in kinds.items()}
 
 
-def _values(metrics: FilmMetrics, kinds: Mapping[str, Container[int]]) -> dict[str, Any]:
-    """All numbers of a film by name, those of joints as means of their kind."""
-    values = asdict(metrics)
+def _of_joints(
+    joints: Sequence[Mapping[str, Any]], kinds: Mapping[str, Container[int]]
+) -> dict[str, float | None]:
+    """Means over the joints of each kind, by name."""
+    means: dict[str, float | None] = {}
     for kind, frames in kinds.items():
-        own = [joint for joint in metrics.joints if joint.frame in frames]
+        own = [joint for joint in joints if joint["frame"] in frames]
         for name in _OF_JOINTS:
-            numbers = [value for joint in own if (value := getattr(joint, name)) is not None]
-            mean = sum(numbers) / len(numbers) if numbers else None
-            values[f"mean_{name}_at_{kind}_joints"] = mean
-    return values
+            numbers = [joint[name] for joint in own if joint.get(name) is not None]
+            if name != "t_lpips" or numbers:
+                mean = sum(numbers) / len(numbers) if numbers else None
+                means[f"mean_{name}_at_{kind}_joints"] = mean
+    return means
+
+
+def _of_background(path: str, frames: int, hue_bins: int) -> dict[str, float | None]:
+    """What is measured of the background, by name."""
+    import numpy as np
+
+    from mmpl.eval.background import FRAMES, measure_background
+    from mmpl.eval.drift import evenly, sampled
+    from mmpl.media.video import iter_frames
+
+    chosen = set(evenly(frames, FRAMES))
+    taken = [sampled(f[None]) for n, f in enumerate(iter_frames(path)) if n in chosen]
+    found = measure_background(np.concatenate(taken), hue_bins=hue_bins)
+    return {f"background_{name}": value for name, value in asdict(found).items()}
+
+
+def _t_lpips(
+    distance: Distance, name: str, path: str, metrics: FilmMetrics, console: Console
+) -> dict[str, Any]:
+    """The joints with t-LPIPS, and whose distance it is."""
+    from mmpl.eval.features import joint_distances
+    from mmpl.media.video import iter_frames
+
+    if not metrics.joints:
+        console.warn(f"{path} tells no joints for --lpips; --joint_every says where they are")
+    at = {joint.frame for joint in metrics.joints}
+    values = joint_distances(distance, iter_frames(path), at)
+    joints = [asdict(joint) | {"t_lpips": values[joint.frame]} for joint in metrics.joints]
+    return {"lpips": name, "joints": joints}
 
 
 def _page_of(path: str, values: Mapping[str, Any]) -> Measured:
@@ -147,7 +191,13 @@ def _page_of(path: str, values: Mapping[str, Any]) -> Measured:
     return Measured(printable(path), curves, numbers)
 
 
-def _encoder(name: str) -> Encoder:
+def _distance(name: str) -> Distance:
+    from mmpl.eval.features import LPIPS_NETWORKS, lpips_distance
+
+    return lpips_distance(name) if name in LPIPS_NETWORKS else _own("lpips", name)
+
+
+def _own(flag: str, name: str) -> Any:
     """The function that `module:name` means, from the folder of the call or the Python path."""
     module, colon, function = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -156,11 +206,11 @@ def _encoder(name: str) -> Encoder:
         found = getattr(importlib.import_module(module), function) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
         raise ArgumentError(
-            f"--encoder cannot be imported: {error}", got=ascii(name)[:60], wanted="MODULE:NAME"
+            f"--{flag} cannot be imported: {error}", got=ascii(name)[:60], wanted="MODULE:NAME"
         ) from error
     if not callable(found):
-        raise ArgumentError("--encoder is no function", got=ascii(name)[:60], wanted="MODULE:NAME")
-    return cast("Encoder", found)
+        raise ArgumentError(f"--{flag} is no function", got=ascii(name)[:60], wanted="MODULE:NAME")
+    return found
 
 
 def _of_features(
@@ -169,7 +219,8 @@ def _of_features(
     """What the encoder says of a film, by name."""
     import numpy as np
 
-    from mmpl.eval.features import evenly, measure_features
+    from mmpl.eval.drift import evenly
+    from mmpl.eval.features import measure_features
     from mmpl.media.video import iter_frames
 
     chosen = set(evenly(frames, given.get("encoder_frames", ENCODER_FRAMES)))
@@ -216,6 +267,7 @@ def _print(found: Mapping[str, Mapping[str, Any]], compare: bool) -> None:
                 text += f" ({value - base:+.3g})"
             row += f"{text:>{_NAME + 2}s}"
         print_result(row.rstrip())
+    print_result(_MASKED)
 
 
 def _number(value: float | None) -> str:

@@ -128,6 +128,17 @@ def whole(low: int, high: int) -> dict[str, Any]:
     return {"read": read, "wanted": f"a whole number, {low} to {high}"}
 
 
+def real(low: float, high: float) -> dict[str, Any]:
+    """Reader and description of a number in this range, both ends in it."""
+
+    def read(text: str) -> float:
+        if not low <= (value := float(text)) <= high:
+            raise ValueError
+        return value
+
+    return {"read": read, "wanted": f"a number, {low:g} to {high:g}"}
+
+
 def _duration(text: str) -> float:
     match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
     if match is None or not any(match.groups()):
@@ -138,6 +149,15 @@ def _duration(text: str) -> float:
 
 DURATION: dict[str, Any] = {"read": _duration, "wanted": "seconds, as in 30, 30s or 1m30s"}
 """Reader and description of a time in seconds."""
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = re.split(r"[x*×]", text.lower())
+    return int(width), int(height)
+
+
+SIZE: dict[str, Any] = {"read": _size, "wanted": "WIDTHxHEIGHT, as in 64x64"}
+"""Reader and description of width and height in pixels."""
 
 
 # ----------------------------------------------------------------------------------- argparse

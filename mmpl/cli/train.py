@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmpl.cli import distil
+from mmpl.cli.distil import command as distil
+from mmpl.cli.encode import encode
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -21,6 +22,7 @@ from mmpl.cli.flags import (
     whole,
 )
 from mmpl.cli.shell import Console, cores, print_result, run
+from mmpl.cli.tune import export, tune
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable
 
@@ -32,13 +34,14 @@ STAGES = ("vae", "latents", "dit", "bundle")
 NETWORKS = ("embedded", "mixed", "mmpl", "chunked")  # of mmpl.train.tiny
 WORK, FILES = "what to do", "files"
 MOST_STEPS = 10**9
+VERBS = {"distil": distil, "encode": encode, "tune": tune, "export": export}
 
 TRAIN = Command(
     name=NAME,
-    usage="mmpl-train STAGE [flags]",
+    usage="mmpl-train STAGE [flags]\n"
+    + "\n".join(f"       mmpl-train {verb} --help" for verb in VERBS),
     description="Trains the small embedded model on procedural clips. Every stage resumes where "
-    "it stopped; stop it with Ctrl-C. Another command, `mmpl-train distil`, makes a model of few "
-    "steps; it has a help of its own.",
+    "it stopped; stop it with Ctrl-C.",
     epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
     "all else on stderr. Exit codes: 0 done, 1 internal error, 2 wrong argument or a run folder of "
     "another recipe, 3 input refused, 4 output or disk, 7 the loss is not finite, 8 out of memory, "
@@ -96,8 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str], console: Console) -> int:
-    if argv[:1] == [distil.VERB]:
-        return distil.command(argv[1:], console)
+    verb = VERBS.get(argv[0]) if argv else None
+    return verb(argv[1:], console) if verb else _train(argv, console)
+
+
+def _train(argv: list[str], console: Console) -> int:
     if wants_help(argv):
         print_result(help_text(TRAIN).rstrip())
         return 0

@@ -7,6 +7,7 @@ first thing to be seen of that. What is kept are sums, so memory does not grow w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,6 +93,12 @@ def sampled(pixels_FHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = pixels_FHWC.shape[1:3]
     stride = math.ceil(math.sqrt(height * width / SAMPLED))
     return pixels_FHWC[:, ::stride, ::stride]
+
+
+def evenly(frames: int, count: int) -> Sequence[int]:
+    """The numbers of `count` frames from the first to the last, or of all where there are fewer."""
+    count = min(count, frames)
+    return [round(n * (frames - 1) / max(1, count - 1)) for n in range(count)]
 
 
 def planes_of(pixels_FHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

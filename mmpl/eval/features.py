@@ -1,12 +1,14 @@
-"""Measures by an encoder that the user brings: JEPA-SCORE, and how alike frames stay to it.
+"""Measures by a network that the user brings: JEPA-SCORE, how alike frames stay to it, t-LPIPS.
 
 An encoder is a function of pixels x_BCHW, float32 RGB in [0, 1], to features [B, D]; it must treat
-the pictures of a batch apart, and be differentiable for the score.
+the pictures of a batch apart, and be differentiable for the score. A distance is a function of two
+pictures x_BCHW of a batch of one, float32 RGB in [-1, 1] as LPIPS has it, to one number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,8 @@ from torch.func import jvp, vjp
 from mmpl.errors import ArgumentError
 
 Encoder = Callable[[Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor | float]
+LPIPS_NETWORKS = ("alex", "vgg", "squeeze")
 LEAST_SINGULAR = 1e-6  # smaller singular values count as this one, as in the score's own paper
 
 
@@ -85,10 +89,41 @@ def jepa_score(encoder: Encoder, x_BCHW: Tensor, *, rank: int, seed: int = 0) ->
     return float(singular.clamp(min=LEAST_SINGULAR).log().mean())
 
 
-def evenly(frames: int, count: int) -> Sequence[int]:
-    """The numbers of `count` frames from the first to the last, or of all where there are fewer."""
-    count = min(count, frames)
-    return [round(n * (frames - 1) / max(1, count - 1)) for n in range(count)]
+def lpips_distance(network: str) -> Distance:
+    """The distance of the package `lpips` with the weights it has for a network, one of
+    `LPIPS_NETWORKS`. Raises ArgumentError where the package is missing."""
+    try:
+        package = importlib.import_module("lpips")
+    except ModuleNotFoundError as error:
+        raise ArgumentError(
+            "t-LPIPS needs the package lpips",
+            got=f"no module {error.name}",
+            todo="pip install 'mmpl[lpips]', or give a function of yours as MODULE:NAME",
+        ) from error
+    return package.LPIPS(net=network, verbose=False).eval()
+
+
+@torch.no_grad()
+def joint_distances(
+    distance: Distance, frames_HWC: Iterable[NDArray[np.uint8]], joints: Container[int]
+) -> dict[int, float]:
+    """t-LPIPS: at each joint, the distance of its frame from the one before, by frame number.
+
+    Of frames in film order, uint8 RGB, of which two are held at a time. Raises ArgumentError for a
+    distance that is not one number.
+    """
+    found: dict[int, float] = {}
+    before: NDArray[np.uint8] | None = None
+    for number, pixels_HWC in enumerate(frames_HWC):
+        if before is not None and number in joints:
+            value = distance(2 * _picture(before) - 1, 2 * _picture(pixels_HWC) - 1)
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ArgumentError(
+                    "what the distance returns", got=tuple(value.shape), wanted="one number"
+                )
+            found[number] = float(value)
+        before = pixels_HWC
+    return found
 
 
 def _picture(pixels_HWC: NDArray[np.uint8]) -> Tensor:

@@ -96,31 +96,31 @@ def measure(
     for number, pixels_HWC in enumerate(frames_HWC):
         planes = planes_of(sampled(pixels_HWC[None]))
         luma = np.dot(np.array(_LUMA, np.float32), planes)
-        hues_deg, chroma = _hues(planes)
+        hues_deg, chroma = hues_of(planes)
         if number >= len(seconds) * fps:
             seconds.append(_Second())
         seconds[-1].add(luma, hues_deg, chroma)
-        histogram = _histogram(hues_deg, hue_bins)
+        histogram = histogram_of(hues_deg, hue_bins)
         if before is not None:
             steps.append(float(np.abs(luma - before[0]).mean()))
             if any(number in kind for kind in joints):
-                found[number] = _compared(before[1], histogram)
+                found[number] = compared(before[1], histogram)
         first = histogram if first is None else first
         before = luma, histogram
     if first is None or before is None:
         raise InputError("there is nothing to measure", got="a film without frames")
     looks = tuple(second.look() for second in seconds)
-    hue_drifts = [_turn(looks[0].hue_deg, look.hue_deg) for look in looks[1:]]
+    hue_drifts = [turn(looks[0].hue_deg, look.hue_deg) for look in looks[1:]]
     brightness = [look.brightness - looks[0].brightness for look in looks[1:]]
     contrast = [look.contrast - looks[0].contrast for look in looks[1:]]
-    l1, correlation = _compared(first, before[1])
+    l1, correlation = compared(first, before[1])
     return FilmMetrics(
         frames=len(steps) + 1,
         fps=fps,
         hue_bins=hue_bins,
         hue_l1_first_last=l1,
         hue_correlation_first_last=correlation,
-        mean_hue_drift_deg=_mean([abs(turn) for turn in hue_drifts if turn is not None]),
+        mean_hue_drift_deg=_mean([abs(angle) for angle in hue_drifts if angle is not None]),
         hue_drift_deg_first_last=hue_drifts[-1] if hue_drifts else None,
         mean_brightness_drift=_mean([abs(value) for value in brightness]) or 0.0,
         brightness_drift_first_last=brightness[-1] if brightness else 0.0,
@@ -157,7 +157,7 @@ class _Second:
         return Second(hue if has_hue else None, self._luma / count, self._square / count)
 
 
-def _hues(planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def hues_of(planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Hue of HSV in degrees, 0 for grey, and chroma (largest minus smallest of R, G, B)."""
     red, green, blue = planes
     largest = planes.max(0)
@@ -169,12 +169,13 @@ def _hues(planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.
     return np.where(chroma > 0, hues % 360, 0).astype(np.float32), chroma
 
 
-def _histogram(hues_deg: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
+def histogram_of(hues_deg: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
+    """Shares of the pixels in equal bins of hue, from 0 degrees on."""
     index = (hues_deg * (bins / 360)).astype(np.intp) % bins
     return np.bincount(index, minlength=bins) / len(hues_deg)
 
 
-def _compared(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+def compared(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
     """L1 distance and Pearson's correlation of two histograms; of two flat ones 1."""
     a, b = one - one.mean(), other - other.mean()
     norm = math.sqrt(float(a @ a) * float(b @ b))
@@ -188,7 +189,7 @@ def _jump(steps: Sequence[float], at: int) -> float | None:
     return steps[at] / usual if usual > _LEAST_STEP else None
 
 
-def _turn(start_deg: float | None, end_deg: float | None) -> float | None:
+def turn(start_deg: float | None, end_deg: float | None) -> float | None:
     """The smaller angle from one hue to another, in (-180, 180]."""
     if start_deg is None or end_deg is None:
         return None

@@ -27,6 +27,7 @@ _FIT_ROUNDS = 6
 _LEAST_CONTRAST = 0.16  # RGB distance from the background, each channel in [0, 1]
 _LEAST_SHARE = 0.4  # of the strongest contrast of the frame
 _LEAST_AREA = 20.0  # square units (0.5 % of the canvas); smaller specks are no objects
+_LEAST_CHROMA = 0.06  # of a background that has a hue, of 1
 _MARGIN = 4  # pixels around a component that still belong to its soft edge
 _RAYS = 72
 _HARMONICS = (2, 3, 4, 5, 6)
@@ -49,6 +50,16 @@ class Blob:
     hue: float
     rgb: tuple[float, float, float]
     outline: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backdrop:
+    """The background of a frame: in each of R, G and B, 0 to 1, the median over the outer eighth of
+    the picture on every side, of which no object covers half; and the hue of that in degrees, None
+    where it is grey."""
+
+    rgb: tuple[float, float, float]
+    hue: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,19 @@ def read_film(frames_FHWC: NDArray[np.uint8]) -> list[list[Blob]]:
     small_FHWC = _shrink(frames_FHWC) / 255.0
     residual_FHWC = small_FHWC - _backgrounds(small_FHWC)
     return [_read_frame(*pair) for pair in zip(small_FHWC, residual_FHWC)]
+
+
+def read_backgrounds(frames_FHWC: NDArray[np.uint8]) -> list[Backdrop]:
+    """What is behind the objects of each frame, uint8 RGB [F, H, W, 3]."""
+    edge = [max(side // 8, 1) for side in frames_FHWC.shape[1:3]]
+    border_HW = np.ones(frames_FHWC.shape[1:3], bool)
+    border_HW[edge[0] : -edge[0], edge[1] : -edge[1]] = False
+    found = []
+    for rgb_3 in np.median(frames_FHWC[:, border_HW] / 255.0, axis=1):
+        red, green, blue = rgb_3.tolist()
+        grey = float(np.ptp(rgb_3)) < _LEAST_CHROMA
+        found.append(Backdrop((red, green, blue), None if grey else _mean_hue(rgb_3[None])))
+    return found
 
 
 def label(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,6 +16,8 @@ _WIDTH, _LABEL, _RIGHT = 1000, 72, 14  # of the Gantt chart, in its own units
 _LANE, _PAD, _AXIS = 22, 8, 26
 _TICKS = 10  # about as many along the time axis
 _READABLE = 13  # the narrowest bar that is given a number, a digit
+LINE_COLOURS = 8
+_WIDE_WIDTH, _WIDE_HEIGHT = 1000, 300  # of a chart of several lines
 _CHART_WIDTH, _CHART_HEIGHT, _LEFT, _TOP, _BOTTOM = 320, 150, 40, 12, 24
 
 
@@ -44,6 +46,15 @@ class Curve:
     least: float
     digits: int = 3
     part: str = "segment"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Numbers at places along an axis: (where, number, low, high), low and high the ends of its
+    interval."""
+
+    name: str
+    points: Sequence[tuple[float, float, float, float]]
 
 
 def gantt(rows: Sequence[tuple[str, Sequence[Bar]]]) -> str:
@@ -122,6 +133,40 @@ def curve(data: Curve) -> str:
     return _svg("chart", _CHART_WIDTH, _CHART_HEIGHT, data.name, "".join(marks))
 
 
+def lines(name: str, along: str, found: Sequence[Line]) -> str:
+    """Lines over one axis from 0 on, which is named by `along`, with bars for their intervals; in
+    the colours `line-0`, `line-1` and so on of the style sheet."""
+    points = [point for line in found for point in line.points]
+    low, high = _domain([value for point in points for value in point[1:]] or [0.0], 1e-3)
+    right = max((point[0] for point in points), default=0.0) or 1.0
+    width, height = _WIDE_WIDTH - _LEFT - 10, _WIDE_HEIGHT - _TOP - _AXIS
+
+    def x(at: float) -> float:
+        return _LEFT + 6 + (width - 12) * at / right
+
+    def y(value: float) -> float:
+        return _TOP + height * (high - value) / (high - low)
+
+    marks = [_level(y(at), f"{at:.3g}", _WIDE_WIDTH) for at in (low, (low + high) / 2, high)]
+    for at in (0.0, right / 2, right):
+        marks.append(
+            f'<text class="tick" x="{x(at):.1f}" y="{_WIDE_HEIGHT - 10}">{at:.3g} {escape(along)}'
+            "</text>"
+        )
+    for number, line in enumerate(found):
+        places = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value, _, _ in line.points)
+        marks.append(f'<g class="line-{number % LINE_COLOURS}"><polyline points="{places}"/>')
+        for at, value, least, most in line.points:
+            says = f"{line.name}, {at:.3g} {along}: {value:.3g} ({least:.3g} to {most:.3g})"
+            marks.append(
+                f'<g><line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{y(least):.1f}" '
+                f'y2="{y(most):.1f}"/><circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="3"/>'
+                f"<title>{escape(says)}</title></g>"
+            )
+        marks.append("</g>")
+    return _svg("lines", _WIDE_WIDTH, _WIDE_HEIGHT, name, "".join(marks))
+
+
 def duration(seconds: float) -> str:
     """0.25 s, 12 s, 2:05, 1:02:03."""
     if seconds < 120:
@@ -138,9 +183,9 @@ def _svg(kind: str, width: float, height: float, label: str, marks: str) -> str:
     )
 
 
-def _level(y: float, text: str) -> str:
+def _level(y: float, text: str, width: int = _CHART_WIDTH) -> str:
     """A horizontal line of the grid, and what it stands for."""
-    right = _CHART_WIDTH - 10
+    right = width - 10
     return (
         f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
         f'<text class="value" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>'

@@ -9,9 +9,10 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import cast
 
 import av
@@ -112,6 +113,36 @@ def read_end(
         count += 1
         kept.append(picture)
     return End(count, np.stack(list(_fitted(iter(kept), path, width, height, fit))), pace)
+
+
+def read_windows(
+    path: str | os.PathLike[str],
+    starts: Sequence[int],
+    frames: int,
+    *,
+    fps: float | Fraction,
+    width: int,
+    height: int,
+    fit: str,
+) -> Iterator[Pixels]:
+    """Of what `read_clip` yields, `frames` frames from each of `starts` on, FHWC.
+
+    In one pass that converts no others and ends with the last window; `starts` ascend and no two
+    windows overlap. Raises as `read_clip`, and `InputError` where the video ends within a window.
+    """
+    rate = frame_rate(fps)
+    check_fit(width, height, fit)
+    wanted = (
+        picture
+        for number, picture in enumerate(_shown(path, rate))
+        if any(start <= number < start + frames for start in starts)
+    )
+    shown = _fitted(wanted, path, width, height, fit)
+    for _ in starts:
+        window = list(islice(shown, frames))
+        if len(window) < frames:
+            raise InputError("the video is too short", where=os.fspath(path))
+        yield np.stack(window)
 
 
 def _fitted(

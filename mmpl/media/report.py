@@ -18,7 +18,18 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from mmpl.media.charts import KINDS, Bar, Curve, curve, duration, gantt, totals
+from mmpl.media.charts import (
+    KINDS,
+    LINE_COLOURS,
+    Bar,
+    Curve,
+    Line,
+    curve,
+    duration,
+    gantt,
+    lines,
+    totals,
+)
 from mmpl.media.image import read_image
 from mmpl.media.report_style import STYLE
 
@@ -67,6 +78,19 @@ class Measured:
     numbers: Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page of results: a note, charts of several lines each with what it is of and what
+    its axis is, and a table of `rows` under `head`; `strong` is the column to be seen first."""
+
+    heading: str
+    note: str
+    charts: Sequence[tuple[str, str, Sequence[Line]]] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    strong: int | None = None
+
+
 def report_html(report: Report) -> str:
     """The page."""
     prompt = " ".join(report.script[0][1].split()) if report.script else ""
@@ -92,6 +116,41 @@ def measures_html(films: Sequence[Measured], version: str) -> str:
         body += ["<section>", f"<h2>{escape(film.name)}</h2>", *_charts(film.curves), "</section>"]
         body += _tables("Numbers", {"": film.numbers})
     return _page(heading, body, version)
+
+
+def results_html(
+    title: str, facts: Sequence[str], sections: Sequence[Section], version: str
+) -> str:
+    """A page of results of many films."""
+    body = ['<header><p class="eyebrow">measures of methods</p>', f"<h1>{escape(title)}</h1>"]
+    body.append(
+        f'<ul class="facts">{"".join(f"<li>{escape(f)}</li>" for f in facts)}</ul></header>'
+    )
+    for section in sections:
+        body.append(f"<section><h2>{escape(section.heading)}</h2>")
+        body.append(f'<p class="note">{escape(section.note)}</p>')
+        for name, along, found in section.charts:
+            body.append(f"<h3>{escape(name)}</h3>")
+            body.append(f'<div class="wide">{lines(name, along, found)}</div>')
+            names = (
+                f'<span><i class="line-{number % LINE_COLOURS}"></i>{escape(line.name)}</span>'
+                for number, line in enumerate(found)
+            )
+            body.append(f'<div class="legend">{"".join(names)}</div>')
+        body += [*_grid(section), "</section>"]
+    return _page(title, body, version)
+
+
+def _grid(section: Section) -> Iterator[str]:
+    if not section.rows:
+        return
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in section.head)
+    yield f'<div class="wide"><table class="grid-table"><thead><tr>{head}</tr></thead><tbody>'
+    for row in section.rows:
+        kinds = (" class='verdict'" if n == section.strong else "" for n in range(len(row)))
+        cells = (f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        yield f"<tr>{''.join(cells)}</tr>"
+    yield "</tbody></table></div>"
 
 
 def _page(title: str, body: Sequence[str], version: str) -> str:

@@ -92,6 +92,19 @@ svg g:hover > .bar { filter: brightness(1.15); }
 .kind-1 { fill: var(--kind-1); background: var(--kind-1); }
 .kind-2 { fill: var(--kind-2); background: var(--kind-2); }
 .kind-3 { fill: var(--kind-3); background: var(--kind-3); }
+svg.lines polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg.lines line { stroke-width: 1.2; opacity: .55; }
+.line-0 { --own: #3b76f0; } .line-1 { --own: #e5484d; } .line-2 { --own: #12a594; }
+.line-3 { --own: #f0a020; } .line-4 { --own: #a15bd8; } .line-5 { --own: #7a8699; }
+.line-6 { --own: #d6409f; } .line-7 { --own: #6b9a1f; }
+svg [class^="line-"] > polyline, svg [class^="line-"] line { stroke: var(--own); }
+svg [class^="line-"] circle { fill: var(--own); }
+.legend i[class^="line-"] { background: var(--own); }
+.grid-table { table-layout: auto; margin-top: 10px; }
+.grid-table th { width: auto; }
+.grid-table td, .grid-table th { padding-right: 14px; overflow-wrap: normal; }
+.grid-table thead th { color: var(--ink); font-weight: 600; border-top: 0; }
+.verdict { font-weight: 650; white-space: nowrap; }
 .charts {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(270px, 100%), 1fr));
   gap: 22px; margin-top: 16px;

@@ -156,19 +156,12 @@ def steps_done(run: Path) -> int:
 def averaged_weights(run: Path) -> tuple[Weights, int]:
     """The EMA weights of a run's last checkpoint, whole, and its step, whoever wrote it. Raises
     ArgumentError if there is none, InputError for a damaged one."""
-    paths, step = _files(run)
-    if not paths:
-        raise ArgumentError("no checkpoint in this run folder", where=str(run))
-    parts: dict[str, list[Tensor]] = {}
+    return _stored(run, "ema.")
 
-    def collect(file: safe_open) -> None:
-        for name in (name for name in file.keys() if name.startswith("ema.")):  # noqa: SIM118
-            parts.setdefault(name[4:], []).append(file.get_tensor(name))
 
-    for path in paths:
-        _read(path, collect)
-    # FSDP splits every tensor along its first axis, in the order of the processes.
-    return {n: part[0] if len(part) == 1 else torch.cat(part) for n, part in parts.items()}, step
+def last_weights(run: Path) -> tuple[Weights, int]:
+    """As `averaged_weights`, but the weights themselves."""
+    return _stored(run, "weights.")
 
 
 def export(run: Path, path: Path, others: Mapping[str, Tensor], dtype: torch.dtype) -> int:
@@ -179,6 +172,22 @@ def export(run: Path, path: Path, others: Mapping[str, Tensor], dtype: torch.dty
     whole = {name: tensor.to(dtype).contiguous() for name, tensor in (others | averaged).items()}
     _write(path, whole, step)
     return step
+
+
+def _stored(run: Path, prefix: str) -> tuple[Weights, int]:
+    paths, step = _files(run)
+    if not paths:
+        raise ArgumentError("no checkpoint in this run folder", where=str(run))
+    parts: dict[str, list[Tensor]] = {}
+
+    def collect(file: safe_open) -> None:
+        for name in (name for name in file.keys() if name.startswith(prefix)):  # noqa: SIM118
+            parts.setdefault(name.removeprefix(prefix), []).append(file.get_tensor(name))
+
+    for path in paths:
+        _read(path, collect)
+    # FSDP splits every tensor along its first axis, in the order of the processes.
+    return {n: part[0] if len(part) == 1 else torch.cat(part) for n, part in parts.items()}, step
 
 
 def _part(step: int, rank: int, size: int) -> str:

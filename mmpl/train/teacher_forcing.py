@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmpl.layout.layout import Group, Layout, needed
-from mmpl.layout.mask import Block, dense_blocks
-from mmpl.wan.attention import Piece
+from mmpl.layout.mask import Block, Mask, dense_blocks
+from mmpl.wan.attention import Masked, Piece
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import DEFAULT_ENGINE, CrossKV, DiTParams, Engine, Positions, dit
 
@@ -23,11 +23,23 @@ from mmpl.wan.dit import DEFAULT_ENGINE, CrossKV, DiTParams, Engine, Positions, 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One training pass: its `clean` frames, then its `noisy` frames, both in the order in which
-    they stand in the sequence, and who sees whom in it."""
+    they stand in the sequence, and who sees whom in it. `masked` says the same as `pieces`, for
+    frames of one size, and is used in their place."""
 
     clean: tuple[int, ...]
     noisy: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    masked: Masked | None = None
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the whole sequence."""
+        return len(self.clean) + len(self.noisy)
+
+    def positions(self) -> Positions:
+        """The pass as the network wants it."""
+        pieces = () if self.masked else self.pieces
+        return Positions((*self.clean, *self.noisy), pieces=pieces, masked=self.masked)
 
 
 def lesson(layout: Layout, groups: Collection[Group] | None = None) -> Lesson:
@@ -42,6 +54,22 @@ def lesson(layout: Layout, groups: Collection[Group] | None = None) -> Lesson:
     clean = tuple(frame for block in blocks if block.clean for frame in block.frames)
     noisy = tuple(frame for block in blocks if not block.clean for frame in block.frames)
     return Lesson(clean, noisy, _pieces(blocks, clean))
+
+
+def masked_lesson(mask: Mask) -> Lesson:
+    """The pass under any mask over [clean | noisy] of a segment, rows being queries, without the
+    clean frames that reach no noisy one. For masks that follow from no layout."""
+    size = len(mask) // 2
+    kept = set(range(size, 2 * size))
+    while reached := {k for row in kept for k, one in enumerate(mask[row]) if one} - kept:
+        kept |= reached
+    places = sorted(kept)
+    seen = [tuple(i for i, key in enumerate(places) if mask[row][key]) for row in places]
+    starts = [i for i in range(len(seen)) if i == 0 or seen[i] != seen[i - 1]]
+    stops = (*starts[1:], len(seen))
+    pieces = tuple(Piece((a, b), _spans(seen[a])) for a, b in zip(starts, stops, strict=True))
+    clean = tuple(place for place in places if place < size)
+    return Lesson(clean, tuple(range(size)), pieces)
 
 
 def taught_flow(
@@ -69,7 +97,7 @@ def taught_flow(
         torch.cat((clean_BCTHW, noisy_BCTHW), dim=2),
         torch.cat((t_clean_BT, t_BT), dim=1),
         context,
-        frames=Positions((*lesson.clean, *lesson.noisy), pieces=lesson.pieces),
+        frames=lesson.positions(),
         engine=engine,
     )
     return flow_BCTHW[:, :, clean_BCTHW.shape[2] :]

@@ -91,16 +91,29 @@ class Piece:
 TokenPieces = tuple[tuple[slice, tuple[slice, ...]], ...]
 
 
+class Masked(Protocol):
+    """A mask over `tokens` tokens that comes with a kernel of its own."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    def attend(self, q_BLNK: Tensor, k_BLNK: Tensor, v_BLNK: Tensor) -> Tensor:
+        """Attention under the mask."""
+        ...
+
+
+Visible = Tensor | TokenPieces | Masked | None
+
+
 def attend(
-    backend: AttentionBackend,
-    q_BLNK: Tensor,
-    k_BSNK: Tensor,
-    v_BSNK: Tensor,
-    visible: Tensor | TokenPieces | None,
+    backend: AttentionBackend, q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, visible: Visible
 ) -> Tensor:
-    """Attention where all keys are visible (None), those of an additive mask, or of pieces."""
-    if not isinstance(visible, tuple):
+    """Attention where all keys are visible (None), those of an additive mask, or of pieces. A mask
+    with a kernel of its own does without `backend`."""
+    if visible is None or isinstance(visible, Tensor):
         return backend(q_BLNK, k_BSNK, v_BSNK, visible)
+    if not isinstance(visible, tuple):
+        return visible.attend(q_BLNK, k_BSNK, v_BSNK)
     parts = [
         backend(q_BLNK[:, queries], _take(k_BSNK, keys), _take(v_BSNK, keys))
         for queries, keys in visible

@@ -19,8 +19,9 @@ from mmpl.errors import ArgumentError
 from mmpl.wan import ops
 from mmpl.wan.attention import (
     AttentionBackend,
+    Masked,
     Piece,
-    TokenPieces,
+    Visible,
     additive_mask,
     sdpa,
     token_pieces,
@@ -60,15 +61,16 @@ class Positions:
 
     `positions`: temporal RoPE positions, in the order of the frames; they may repeat. `slots`: the
     cache slots written and read, for a pass over a cache. Without a cache, tokens see each other
-    unless hidden by `mask_LL` (boolean; rows are queries, true is visible) or by `pieces`, which
-    say the same faster. `rope_L1C2`: the table that `rope_table` makes of `positions`, for callers
-    that run the same frames many times.
+    unless hidden by `mask_LL` (boolean; rows are queries, true is visible), or by `pieces` or a
+    `masked` kernel, which say the same faster. `rope_L1C2`: the table that `rope_table` makes of
+    `positions`, for callers that run the same frames many times.
     """
 
     positions: tuple[int, ...]
     slots: SlotView | None = None
     mask_LL: Tensor | None = None
     pieces: tuple[Piece, ...] = ()
+    masked: Masked | None = None
     rope_L1C2: Tensor | None = None
 
 
@@ -231,10 +233,13 @@ def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Positions, precision: Prec
 
 def _visible(
     config: DiTConfig, x_BCTHW: Tensor, frames: Positions, precision: Precision
-) -> Tensor | TokenPieces | None:
+) -> Visible:
     """What hides tokens from each other, in the form that every block wants it."""
-    if (frames.slots is not None) + (frames.mask_LL is not None) + bool(frames.pieces) > 1:
+    given = (frames.slots, frames.mask_LL, frames.pieces or None, frames.masked)
+    if sum(one is not None for one in given) > 1:
         raise ArgumentError("Positions takes slots or a mask or pieces, not two of them")
+    if frames.masked is not None:
+        return frames.masked
     if frames.pieces:
         frame_tokens = config.frame_tokens(*x_BCTHW.shape[3:])
         return token_pieces(frames.pieces, len(frames.positions), frame_tokens)
@@ -258,6 +263,8 @@ def _check_inputs(
     L = T * config.frame_tokens(H, W)
     if frames.mask_LL is not None:
         ops.check_shape("mask", frames.mask_LL, (L, L))
+    if frames.masked is not None and frames.masked.tokens != L:
+        raise ArgumentError("the mask is of another length", got=frames.masked.tokens, wanted=L)
     if frames.rope_L1C2 is not None:
         ops.check_shape("rope table", frames.rope_L1C2, (L, 1, config.head_dim // 2, 2))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmpl.wan import ops
-from mmpl.wan.attention import AttentionBackend, TokenPieces, attend
+from mmpl.wan.attention import AttentionBackend, Visible, attend
 from mmpl.wan.cache import LayerKV, Rows, kv_read, kv_write_
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit_params import AttentionParams, BlockParams
@@ -30,7 +30,7 @@ class Shared:
 
     e_BT6D: Tensor
     rope_L1C2: Tensor
-    visible: Tensor | TokenPieces | None
+    visible: Visible
     write: slice | None
     read: Rows | None
     precision: Precision

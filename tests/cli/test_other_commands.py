@@ -46,7 +46,11 @@ BAD = [
     ("mmpl-train vae --runs file", 4, "file: cannot write: a part of its path is not a folder"),
     ("mmpl-train all --runs r --output file/model", 4, "file/model: cannot write"),
     ("mmpl-eval", 2, "required: WHAT; see --help"),
-    ("mmpl-eval beauty", 2, "what has a wrong value; got 'beauty'; wanted films, or adherence"),
+    (
+        "mmpl-eval beauty",
+        2,
+        "what has a wrong value; got 'beauty'; wanted films, adherence or claims",
+    ),
     ("mmpl-eval missing.mp4", 3, "missing.mp4: cannot read: No such file"),
     ("mmpl-eval file", 3, "file: the file is empty"),
     ("mmpl-eval file --prompts 3", 2, "--prompts means nothing here; got a measure of films"),
@@ -65,6 +69,15 @@ BAD = [
     ("mmpl-eval adherence --duration 0", 2, "duration out of range"),
     ("mmpl-eval adherence --duration inf", 2, "duration out of range"),
     ("mmpl-eval adherence --duration 1e9", 2, "duration out of range"),
+    ("mmpl-eval file --lpips", 2, "argument --lpips: expected one argument"),
+    ("mmpl-eval claims --budget 5m", 2, "--budget has a wrong value; got '5m'; wanted one of 10m"),
+    ("mmpl-eval claims --minutes -1", 2, "--minutes has a wrong value"),
+    ("mmpl-eval claims --methods fifo,magic", 2, "unknown method; got 'magic'; wanted mmpl_term"),
+    ("mmpl-eval claims --model_path missing", 3, "missing: no such model folder"),
+    ("mmpl-eval claims --guidance_scale nan", 2, "guidance_scale is out of range; got nan"),
+    ("mmpl-eval claims --runs file", 4, "file: cannot write: a part of its path is not a folder"),
+    ("mmpl-eval claims --output no/page.html", 4, "no/page.html: cannot write"),
+    ("mmpl-eval claims film.mp4", 2, "an argument without a flag; got 'film.mp4'"),
 ]
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import jacrev
 
 from mmpl.errors import ArgumentError
-from mmpl.eval.features import LEAST_SINGULAR, evenly, jepa_score, measure_features
+from mmpl.eval.drift import evenly
+from mmpl.eval.features import LEAST_SINGULAR, jepa_score, measure_features
 
 
 def small_encoder(features: int = 6, pixels: int = 3 * 4 * 4) -> torch.nn.Module:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mmpl.cli.evaluate import main
 from mmpl.errors import InputError
@@ -20,20 +23,17 @@ from mmpl.layout.layout import Layout
 from mmpl.layout.presets import mmpl_i2v, mmpl_t2v
 from mmpl.layout.timeline import Chain, chain_of, joints
 from mmpl.media.video import VideoWriter
+from tests.eval.planted import colour
 
 Pixels = NDArray[np.uint8]
 FPS = 8
-
-
-def colour(hue_deg: float, saturation: float = 0.8, value: float = 0.9) -> Pixels:
-    rgb = colorsys.hsv_to_rgb(hue_deg % 360 / 360, saturation, value)
-    return np.round(np.array(rgb) * 255).astype(np.uint8)
 
 
 def plain(rgb: Pixels | tuple[int, int, int], size: int = 16) -> Pixels:
     return np.broadcast_to(np.array(rgb, np.uint8), (size, size, 3)).copy()
 
 
+@settings(deadline=None)
 @given(start=st.integers(0, 359), shift=st.integers(-120, 120))
 def test_a_planted_shift_of_hue_is_read(start: int, shift: int) -> None:
     """A tenth of the shift each second, from the second second on."""
@@ -187,13 +187,67 @@ def test_encoders_that_are_none(
     assert said in err
 
 
+@pytest.mark.usefixtures("films")
+def test_t_lpips_by_a_distance_of_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("own.py").write_text(
+        "def far(one_BCHW, other_BCHW):\n    return (one_BCHW - other_BCHW).abs().mean()\n"
+        "def two(one_BCHW, other_BCHW):\n    return one_BCHW.mean((0, 2, 3))\n"
+    )
+    assert main(["b.mp4", "--lpips", "own:far", "--joint_every", "4", "--json"]) == 0
+    film = json.loads(capfd.readouterr().out)["films"]["b.mp4"]
+    at = {joint["frame"]: joint["t_lpips"] for joint in film["joints"]}
+    assert film["lpips"] == "own:far"
+    assert list(at) == [4, 8, 12, 16, 20]
+    step = np.abs(np.subtract(colour(100), colour(130), dtype=float)).mean() * 2 / 255
+    assert at[8] == pytest.approx(step, rel=0.05)
+    assert max(at[4], at[12]) < step / 10
+    assert film["mean_t_lpips_at_segment_joints"] == pytest.approx(sum(at.values()) / 5)
+    assert main(["b.mp4", "--lpips", "own:far"]) == 0
+    out, err = capfd.readouterr()
+    assert "--joint_every says where they are" in err
+    assert "t_lpips" not in out
+    assert main(["b.mp4", "--lpips", "own:two", "--joint_every", "8"]) == 2
+    assert "what the distance returns; got (3,); wanted one number" in capfd.readouterr().err
+    assert main(["b.mp4", "--lpips", "own:no_such"]) == 2
+    assert "--lpips cannot be imported" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("films")
+def test_lpips_is_an_extra(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
+    assert main(["b.mp4", "--lpips", "alex"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "t-LPIPS needs the package lpips; got no module lpips; pip install 'mmpl[lpips]'" in err
+
+    class LPIPS:  # the part of the package that is used
+        def __init__(self, *, net: str, verbose: bool) -> None:
+            self.found = float(net == "vgg" and not verbose)
+
+        def eval(self) -> LPIPS:
+            return self
+
+        def __call__(self, one_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
+            assert one_BCHW.shape == other_BCHW.shape == (1, 3, 32, 32)
+            return torch.full((1, 1, 1, 1), self.found)
+
+    package = ModuleType("lpips")
+    monkeypatch.setattr(package, "LPIPS", LPIPS, raising=False)
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    assert main(["b.mp4", "--lpips", "vgg", "--joint_every", "8", "--json"]) == 0
+    film = json.loads(capfd.readouterr().out)["films"]["b.mp4"]
+    assert film["mean_t_lpips_at_segment_joints"] == 1.0
+
+
 def test_names_for_vbench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"prompt": "a red circle", "layout": "mmpl_t2v", "seeding": "terminal"}
+    recorded = {"prompt": "a red circle", "layout": "mmpl_t2v", "seeding": "terminal"}
     for name, prompt in (("1.mp4", "a red circle"), ("2.mp4", "a red circle"), ("3.mp4", "a/b")):
-        of_film = {"settings": {**settings, "prompt": prompt, "num_frames": 9}}
+        of_film = {"settings": {**recorded, "prompt": prompt, "num_frames": 9}}
         with VideoWriter(name, 32, 32, FPS, metadata=of_film) as writer:
             writer.write(np.stack([plain((9, 9, 9), 32)] * 9))
     assert main(["1.mp4", "2.mp4", "--vbench", "vbench"]) == 0

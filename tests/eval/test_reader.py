@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmpl.errors import ArgumentError
 from mmpl.eval.motion import read_motion
-from mmpl.eval.reader import NONE, classify, label, read_film
+from mmpl.eval.reader import NONE, classify, label, read_backgrounds, read_film
 from mmpl.train.clips import ClipSpec, draw_spec, render, track
 
 CLIPS = 60
@@ -42,6 +42,16 @@ def test_position_area_and_hue_are_measured_exactly(size: int) -> None:
             assert blob.y == pytest.approx(path.y[i], abs=0.3)
             assert blob.area == pytest.approx(3.1 * path.size[i] ** 2, rel=0.12)
             assert abs((blob.hue - spec.hue + 180.0) % 360.0 - 180.0) < 2.0
+
+
+def test_the_background_is_read_behind_the_object() -> None:
+    frames = np.full((2, 64, 64, 3), (90, 60, 30), np.uint8)
+    frames[1] = 120
+    frames[:, 10:40, 20:50] = (0, 0, 255)
+    coloured, grey = read_backgrounds(frames)
+    assert coloured.rgb == pytest.approx((90 / 255, 60 / 255, 30 / 255), abs=0.01)
+    assert coloured.hue == pytest.approx(30, abs=1)
+    assert (grey.rgb, grey.hue) == (pytest.approx((120 / 255,) * 3, abs=0.01), None)
 
 
 def test_nothing_is_read_from_an_empty_film() -> None:

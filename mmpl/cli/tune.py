@@ -1,0 +1,381 @@
+"""`mmpl-train tune` and `export`: teacher forcing of a Wan model, and its weights as one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmpl.checkpoint.folder import ModelFolder, is_pickle
+from mmpl.cli.flags import (
+    DEBUG,
+    MACHINE,
+    THREADS,
+    Command,
+    Flag,
+    help_text,
+    one_of,
+    parse,
+    real,
+    wants_help,
+    whole,
+)
+from mmpl.cli.model import EMBEDDED_MODEL, model_folder
+from mmpl.cli.place import place
+from mmpl.cli.shell import Console, cores, print_result, printable
+from mmpl.errors import ArgumentError, InputError
+from mmpl.media.durable import check_folder_writable, check_writable
+from mmpl.train.origin import Origin, begin, origin_of
+from mmpl.train.trainable import TRAINS
+from mmpl.train.tuning import LAYOUTS, TIMESTEPS, WEIGHTINGS, Tuning
+
+if TYPE_CHECKING:
+    from mmpl.checkpoint.bundle import Transformer
+    from mmpl.train.loop import Progress
+    from mmpl.train.recipe import Recipe
+    from mmpl.train.wan_loss import Clips
+    from mmpl.train.wan_run import Plan
+    from mmpl.train.world import World
+
+LEARNING, MOVING, FILES = "what is learned", "how the weights move", "files"
+MOST_STEPS, MOST_BATCH, MOST_SEED = 10**9, 2**16, 2**63 - 1
+RUNS = Flag("runs", FILES, "FOLDER", "state of the training", default="runs/tune")
+MODEL = (
+    Flag("model_path", FILES, "FOLDER", "the model it begins with", default="the embedded one"),
+    Flag("checkpoint", FILES, "FILE", "takes the place of the folder's transformer"),
+)
+_CODES = (
+    "Exit codes: 0 done, 1 internal error, 2 wrong argument or a run of other settings, 3 model or "
+    "data refused, 4 output or disk, 7 the loss is not finite, 8 out of memory, 130 Ctrl-C, "
+    "143 SIGTERM."
+)
+_PAPER = Tuning()
+
+TUNE = Command(
+    name="mmpl-train tune",
+    usage="mmpl-train tune --data SHARDS [flags]",
+    description="Trains the transformer of a Wan model (or of a small bundle) to plan and populate "
+    "segments, by teacher forcing. The defaults are the paper's (Table 8). Resumes where it "
+    "stopped; stop it with Ctrl-C.",
+    epilog="Hyphens may stand for underscores. The run folder is printed on stdout, all else on "
+    f"stderr. {_CODES}",
+    groups=(LEARNING, MOVING, FILES, MACHINE),
+    flags=(
+        Flag("layout", LEARNING, "NAME", f"groups and who sees whom: {', '.join(LAYOUTS)}",
+             **one_of(*LAYOUTS), default=_PAPER.layout),
+        Flag("trains", LEARNING, "WEIGHTS", "which weights: self-attention, qk (its projections of "
+             "queries and keys), all, or none (Table 3's Freeze: only records the model for "
+             "`export`)", **one_of(*TRAINS), default="self-attention"),
+        Flag("timesteps", LEARNING, "HOW", "one timestep for each group, or, block3, for every "
+             "three latent frames, as the released model was trained", **one_of(*TIMESTEPS),
+             default=_PAPER.timesteps),
+        Flag("shift", LEARNING, "X", "moves timesteps towards noise", **real(1e-3, 1e3),
+             default=f"{_PAPER.shift:g}"),
+        Flag("weighting", LEARNING, "HOW", "of the loss by timestep", **one_of(*WEIGHTINGS),
+             default=_PAPER.weighting),
+        Flag("prompt_dropout", LEARNING, "X", "share of steps with the negative prompt",
+             **real(0, 1), default=f"{_PAPER.prompt_dropout:g}"),
+        Flag("dense_captions", LEARNING, "X", "share of dense captions, the others being short",
+             **real(0, 1), default=f"{_PAPER.dense_captions:g}"),
+        Flag("clean_noise", LEARNING, "X", "largest noise level of the clean frames",
+             **real(0, 1), default=f"{_PAPER.clean_noise:g}"),
+        Flag("batch", LEARNING, "N", "segments a step", **whole(1, MOST_BATCH),
+             default=f"{_PAPER.batch}"),
+        Flag("seed", LEARNING, "N", "of all that is drawn", **whole(0, MOST_SEED), default="0"),
+        Flag("steps", MOVING, "N", "how many", **whole(1, MOST_STEPS), default="8000"),
+        Flag("learning_rate", MOVING, "X", "AdamW's", **real(1e-9, 0.1), default="1e-5"),
+        Flag("schedule", MOVING, "NAME", "of the learning rate", **one_of("constant", "cosine"),
+             default="constant"),
+        Flag("warmup", MOVING, "N", "steps of a rising learning rate", **whole(0, MOST_STEPS),
+             default="0"),
+        Flag("weight_decay", MOVING, "X", "AdamW's", **real(0, 1), default="0.01"),
+        Flag("clip", MOVING, "X", "largest norm of the gradient; 0: any", **real(0, 1e6),
+             default="0"),
+        Flag("ema", MOVING, "X", "how much of the averaged weights stays in a step",
+             **real(0, 0.999999), default="0.99"),
+        Flag("data", FILES, "SHARDS", "clips that `mmpl-train encode` made with this model"),
+        *MODEL,
+        RUNS,
+        Flag("save_every", FILES, "N", "steps between two checkpoints", **whole(1, MOST_STEPS),
+             default="100"),
+        Flag("attention", MACHINE, "FORM", "of the mask: dense pieces, or FlexAttention, which is "
+             "for GPUs and clips of one size", **one_of("pieces", "flex"), default="pieces"),
+        Flag("checkpointing", MACHINE, "", "compute blocks again for the gradient, to save memory"),
+        Flag("shard", MACHINE, "", "spread the weights over the processes that torchrun started "
+             "(FSDP); without it each has them whole"),
+        Flag("plan", MACHINE, "PROCESSES", "print what it takes of each device's memory in so many "
+             "processes, and end", **whole(1, MOST_BATCH), bare="1"),
+        Flag("dtype", MACHINE, "NAME", "of the matrix products; trained weights are float32",
+             **one_of("bf16", "fp32"), default="bf16 on a GPU, fp32 on a CPU"),
+        Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
+        THREADS,
+        DEBUG,
+    ),
+)  # fmt: skip
+EXPORT = Command(
+    name="mmpl-train export",
+    usage="mmpl-train export --runs FOLDER --output FILE [flags]",
+    description="Writes the transformer that `tune` trained, whole, under the official names: "
+    ".safetensors with the averaged weights, or .pt with both, as the released MMPL and "
+    "Self-Forcing code loads them. `mmpl-gen --checkpoint FILE` takes either.",
+    epilog=f"The path of the file is printed on stdout, all else on stderr. {_CODES}",
+    groups=(FILES, MACHINE),
+    flags=(
+        RUNS,
+        Flag("output", FILES, "FILE", "a .safetensors or .pt"),
+        Flag("overwrite", FILES, "", "replace the output if it is there"),
+        Flag("raw", FILES, "", "the last weights instead of their average"),
+        Flag("model_path", FILES, "FOLDER", "where the run's model is now",
+             default="as recorded"),
+        Flag("checkpoint", FILES, "FILE", "where the run's checkpoint is now",
+             default="as recorded"),
+        DEBUG,
+    ),
+)  # fmt: skip
+
+
+def tune(argv: Sequence[str], console: Console) -> int:
+    """Exit code of `mmpl-train tune`."""
+    return _carried_out(TUNE, _tune, argv, console)
+
+
+def export(argv: Sequence[str], console: Console) -> int:
+    """Exit code of `mmpl-train export`."""
+    return _carried_out(EXPORT, _export, argv, console)
+
+
+def _carried_out(
+    command: Command,
+    action: Callable[[Mapping[str, Any], Console], None],
+    argv: Sequence[str],
+    console: Console,
+) -> int:
+    if wants_help(argv):
+        print_result(help_text(command).rstrip())
+    else:
+        action(parse(command, argv), console)
+    return 0
+
+
+# --------------------------------------------------------------------------------------- tune
+
+
+def _tune(given: Mapping[str, Any], console: Console) -> None:
+    tuning = Tuning(**{n: given[n] for n in Tuning.__slots__ if n in given})
+    trains, runs = given.get("trains", "self-attention"), Path(given.get("runs", "runs/tune"))
+    _check(given, trains, runs)
+    found, model = model_folder(given)
+
+    import torch
+
+    torch.set_num_threads(given.get("threads", cores()))
+    device = given.get("device", "cpu")
+    if device == "cuda" and "plan" not in given and not torch.cuda.is_available():
+        raise ArgumentError(
+            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
+        )
+    plan = _plan(given, trains, tuning, device)
+    clips = _open_clips(given["data"]) if "data" in given else None
+    if clips is not None:
+        _check_clips(clips, found, tuning)
+    if "plan" in given:
+        _print_memory(given, found, plan, clips)
+        return
+    with _joined(device) as world:
+        console.quiet = not world.leads
+        transformer = _begin(found, model, runs, trains)
+        if clips is None or trains == "none":
+            console.say("nothing is trained: `mmpl-train export` writes the weights as they are")
+        else:
+            _learn(given, transformer, clips, plan, world, console)
+        if world.leads:
+            print_result(str(runs))
+
+
+def _begin(found: ModelFolder, model: Mapping[str, str], runs: Path, trains: str) -> Transformer:
+    """The transformer, and the record of it in the run folder."""
+    from mmpl.checkpoint.bundle import load_transformer
+
+    transformer = load_transformer(found)
+    checkpoint = os.path.abspath(model["checkpoint"]) if "checkpoint" in model else None
+    folder = os.path.abspath(model.get("model_path", EMBEDDED_MODEL))
+    begin(runs, Origin(folder, checkpoint, transformer.digest, trains))
+    return transformer
+
+
+def _learn(
+    given: Mapping[str, Any],
+    transformer: Transformer,
+    clips: Clips,
+    plan: Plan,
+    world: World,
+    console: Console,
+) -> None:
+    from mmpl.train import wan_run
+    from mmpl.train.recompute import checkpointed
+    from mmpl.wan.attention import resolve_attention
+    from mmpl.wan.dit import Engine, block
+
+    device = given.get("device", "cpu")
+    _, attention = resolve_attention("auto", device, plan.dtype)
+    block_fn = checkpointed(block) if "checkpointing" in given else block
+    for progress in wan_run.tune(
+        transformer,
+        clips,
+        Path(given.get("runs", "runs/tune")),
+        plan,
+        device=device,
+        engine=Engine(attention=attention, block_fn=block_fn),
+        world=world,
+        save_every=given.get("save_every", 100),
+    ):
+        console.say(_line(progress))
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[World]:
+    """The processes that torchrun started, if it did."""
+    import torch
+    import torch.distributed as dist
+
+    from mmpl.train.world import ALONE, World
+
+    where = place()
+    if where is None or where.ranks == 1:
+        yield ALONE
+        return
+    if device == "cuda":
+        torch.cuda.set_device(where.local_rank)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    try:
+        yield World(dist.group.WORLD, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check(given: Mapping[str, Any], trains: str, runs: Path) -> None:
+    """What can be refused before anything is loaded."""
+    if "data" not in given and trains != "none" and "plan" not in given:
+        raise ArgumentError("--data is missing", todo="give the folder that `encode` wrote")
+    if "data" in given and not os.path.isdir(given["data"]):
+        raise InputError(
+            "no such folder of encoded clips",
+            where=printable(given["data"]),
+            todo="make it with `mmpl-train encode`",
+        )
+    if given.get("attention") == "flex" and given.get("device", "cpu") == "cpu":
+        raise ArgumentError(
+            "FlexAttention is for GPUs", got="--device cpu", todo="leave --attention out"
+        )
+    if "shard" in given and place() is None and "plan" not in given:
+        raise ArgumentError(
+            "--shard needs several processes",
+            todo="start them: torchrun --nproc_per_node GPUS bin/mmpl-train tune ...",
+        )
+    check_folder_writable(runs)
+
+
+def _plan(given: Mapping[str, Any], trains: str, tuning: Tuning, device: str) -> Plan:
+    import torch
+
+    from mmpl.train.wan_run import Plan
+
+    name = given.get("dtype", "fp32" if device == "cpu" else "bf16")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    flex = given.get("attention") == "flex"
+    return Plan(trains, tuning, _recipe(given), dtype, flex, "shard" in given)
+
+
+def _recipe(given: Mapping[str, Any]) -> Recipe:
+    """Table 8's, but for what is given."""
+    from mmpl.train.recipe import Recipe
+
+    return Recipe(
+        steps=given.get("steps", 8000),
+        learning_rate=given.get("learning_rate", 1e-5),
+        matrix_rate=None,
+        warmup=given.get("warmup", 0),
+        final_fraction=0.0 if given.get("schedule") == "cosine" else 1.0,
+        beta1=0.0,
+        beta2=0.999,
+        weight_decay=given.get("weight_decay", 0.01),
+        ema_decay=given.get("ema", 0.99),
+        seed=given.get("seed", 0),
+        clip_norm=given.get("clip", 0.0),
+    )
+
+
+def _open_clips(folder: str) -> Clips:
+    from mmpl.train.encoded import EncodedClips
+
+    return EncodedClips(folder)
+
+
+def _check_clips(clips: Clips, found: ModelFolder, tuning: Tuning) -> None:
+    """Raises InputError for clips that are not this model's, as far as is known before loading."""
+    from mmpl.train.wan_loss import check_clips
+
+    for part in ("vae", "text", "tokenizer"):
+        made, own = clips.made.get(part), found.digests.get(part)
+        if made and own and made != own:
+            raise InputError(
+                f"the clips were encoded with another {part} than the model's",
+                got=str(made)[:12],
+                wanted=own[:12],
+                todo="encode them with this model",
+            )
+    check_clips(clips, found.configs.dit, tuning)
+
+
+def _print_memory(
+    given: Mapping[str, Any], found: ModelFolder, plan: Plan, clips: Clips | None
+) -> None:
+    """The plan for one segment at a time; without clips for those of the model's own size."""
+    from mmpl.train.wan_run import plan_of_memory
+
+    stride = found.configs.vae.spatial_stride
+    height, width = found.defaults.height // stride, found.defaults.width // stride
+    if clips is not None:
+        height, width = clips.latents(0).shape[2:]
+    memory = plan_of_memory(
+        found.configs.dit,
+        plan,
+        (height, width),
+        shards=given["plan"] if plan.shard else 1,
+        checkpointing="checkpointing" in given,
+    )
+    for line in memory.lines():
+        print_result(line)
+
+
+def _line(progress: Progress) -> str:
+    groups = " ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
+    return (
+        f"{progress.step}/{progress.steps} loss {progress.loss:.4f} {groups} "
+        f"{progress.seconds_per_step:.2f} s/step, {progress.eta_s / 60:.0f} min left"
+    )
+
+
+# ------------------------------------------------------------------------------------- export
+
+
+def _export(given: Mapping[str, Any], console: Console) -> None:
+    runs = Path(given.get("runs", "runs/tune"))
+    if "output" not in given:
+        raise ArgumentError("--output is missing", todo="give a .safetensors or .pt file")
+    output = given["output"]
+    is_pickle(Path(output))  # refuses other formats
+    check_writable(output, "overwrite" in given)
+    origin = origin_of(runs)
+    recorded = {"model_path": origin.model_path, "checkpoint": origin.checkpoint}
+    model = {n: given.get(n, recorded[n]) for n in recorded if given.get(n, recorded[n])}
+    found, _ = model_folder(model)
+
+    from mmpl.checkpoint.bundle import load_transformer
+    from mmpl.train import wan_run
+
+    step = wan_run.export(runs, load_transformer(found), output, raw="raw" in given)
+    console.say(f"{'the weights as they were' if not step else f'after {step} steps'}: {output}")
+    print_result(output)

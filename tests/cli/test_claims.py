@@ -1,0 +1,111 @@
+"""mmpl-eval claims as users run it, on methods that stand in and whose drift is planted."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpl.cli.evaluate import main
+from mmpl.eval.claims import Budget
+from mmpl.eval.claims_arms import ARMS
+from mmpl.layout import schedule_search
+from tests.eval.planted import Planted, methods_module
+from tests.page import read_page
+from tests.small import write_small
+
+Capture = pytest.CaptureFixture[str]
+PLANTED = {
+    "mmpl_terminal": Planted(background_deg=8),
+    "rolling_kv": Planted(background_deg=8, every=12),
+    "bidirectional_window": Planted(background_deg=8.4),
+    "mmpl_no_reencode": Planted(background_deg=8, jump=1),
+}
+GRID = Budget(programs=6, segments=2, seeds=1, methods=tuple(PLANTED), minutes=10.0)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The films that were begun, as (method, seed)."""
+    films: list[tuple[str, int]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mmpl.eval.methods", methods_module(PLANTED, films))
+    grids = {"10m": GRID, "3h": replace(GRID, segments=3)}
+    monkeypatch.setattr("mmpl.cli.claims.BUDGETS", grids)
+    monkeypatch.setattr(schedule_search, "EFFORT", 100)  # of the costs by arithmetic
+    write_small(tmp_path / "model")
+    return films
+
+
+def call(*words: str) -> int:
+    return main(["claims", "--model_path", "model", f"--threads={torch.get_num_threads()}", *words])
+
+
+def test_every_method_has_its_generations() -> None:
+    methods = pytest.importorskip("mmpl.eval.methods")
+    assert set(methods.METHODS) == set(ARMS)
+
+
+def test_claims_come_out_as_planted(made: list[tuple[str, int]], capfd: Capture) -> None:
+    assert call("--output", "page.html", "--json") == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    verdicts = {row["claim"]: row["verdict"] for row in found["claims"] if row["decides"]}
+    assert verdicts["planning_against_rolling_kv"] == "reproduces"
+    assert verdicts["one_curve"] == "reproduces"
+    assert verdicts["planning_against_bidirectional"] == "reproduces"
+    assert verdicts["re_encode"] == "does not"
+    assert verdicts["early_keyframes"] == "not measured"
+    assert len(made) == len(set(made)) == found["films"] == 24
+    drift = found["methods"]["mmpl_terminal"]["by_segment"]["background_hue_drift_deg"][1]
+    assert 5 < drift["low"] < drift["mean"] < drift["high"] < 11
+    assert "6 programs x 2 segments x 1 seeds x 4 methods: 24 films, in runs/claims-10m" in err
+    assert "23 films left, about " in err
+
+    text = Path("page.html").read_text()
+    page = read_page(text)
+    assert page.count("svg") == len(page.svgs) == 14
+    assert page.count("td", "verdict") == len(verdicts) + len(found["claims"])
+    assert page.texts["td"].count("reproduces") >= 3
+    assert "4465" in page.texts["td"]
+
+
+def test_a_report_is_made_of_what_is_there(
+    made: list[tuple[str, int]], capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"10m": replace(GRID, programs=2)}
+    monkeypatch.setattr("mmpl.cli.claims.BUDGETS", few)
+    assert call("--methods", "bidirectional_window", "--minutes", "0") == 0
+    out, _ = capfd.readouterr()
+    assert made == []
+    assert "planning_against_bidirectional   not measured  -: background_drift\n" in out
+    assert "  also" not in out
+    assert "10: 60 s of film on 1 GPU, the paper's schedule, s" in out
+    assert call("--methods", "bidirectional_window") == 0
+    out, _ = capfd.readouterr()
+    assert len(made) == 4
+    line = next(line for line in out.splitlines() if line.startswith("planning_against_bid"))
+    assert "inconclusive" in line
+    assert line.endswith("], 2: background_drift")
+    assert call("--methods", "bidirectional_window") == 0
+    assert capfd.readouterr().out == out
+    assert len(made) == 4, "nothing is made twice"
+    assert len(os.listdir("runs/claims-10m")) == 5
+
+
+def test_a_folder_of_other_settings(made: list[tuple[str, int]], capfd: Capture) -> None:
+    assert call("--minutes", "0", "--runs", "own") == 0
+    capfd.readouterr()
+    for words, what in ((["--steps", "3"], "sampling"), (["--budget", "3h"], "segments")):
+        assert call("--minutes", "0", "--runs", "own", *words) == 6
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert (
+            f"own: the films in this folder were made with other settings; got other {what}" in err
+        )
+    assert made == []
