@@ -14,6 +14,7 @@ import pytest
 
 from mmpl.cli import arguments
 from mmpl.cli.claims import COMMAND as CLAIMS
+from mmpl.cli.distil import DISTIL
 from mmpl.cli.encode import ENCODE
 from mmpl.cli.evaluate import EVAL
 from mmpl.cli.flags import Command, parse, wants_help
@@ -101,6 +102,7 @@ def test_other_commands(command: Command) -> None:
         "mmpl-train encode": ENCODE,
         "mmpl-train tune": TUNE,
         "mmpl-train export": EXPORT,
+        "mmpl-train distil": DISTIL,
     }
     for first, *rest in lines:
         verb = verbs.get(f"{command.name} {first}")

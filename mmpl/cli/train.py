@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.cli.distil import command as distil
 from mmpl.cli.encode import encode
 from mmpl.cli.flags import (
     DEBUG,
@@ -33,7 +34,7 @@ STAGES = ("vae", "latents", "dit", "bundle")
 NETWORKS = ("embedded", "mixed", "mmpl", "chunked")  # of mmpl.train.tiny
 WORK, FILES = "what to do", "files"
 MOST_STEPS = 10**9
-VERBS = {"encode": encode, "tune": tune, "export": export}
+VERBS = {"distil": distil, "encode": encode, "tune": tune, "export": export}
 
 TRAIN = Command(
     name=NAME,

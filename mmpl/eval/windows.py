@@ -23,7 +23,7 @@ from mmpl.eval.stage import (
     open_stage,
     run,
 )
-from mmpl.film.segment import Latents, group_noise, hand_over, make_group, stack
+from mmpl.film.segment import Latents, group_noise, group_renoise, hand_over, make_group, stack
 from mmpl.film.settings import Film
 from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import by_name
@@ -141,8 +141,10 @@ def made(stage: Stage, window: int, given: Latents, wanted: int) -> dict[int, Te
     context = stage.context(film.layout)
     for group, seen in order(film.layout, given.keys(), wanted):
         noise_BCTHW = group_noise(film, window, group, stage.latent_shape, stage.device)
+        renoise = group_renoise(film, window, group, stage.latent_shape, stage.device)
+        sampler = replace(stage.sampler, renoise=renoise)
         making = make_group(
-            stage.network, film.layout, group, seen, context, latents, noise_BCTHW, stage.sampler
+            stage.network, film.layout, group, seen, context, latents, noise_BCTHW, sampler
         )
         z_BCTHW, context = run(making)
         latents.update(zip(group.frames, z_BCTHW.unbind(2), strict=True))

@@ -20,7 +20,7 @@ from mmpl.layout.slots import SlotPlan, slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import CrossKV, DiTParams, Engine, Positions, dit
-from mmpl.wan.flow import Schedule, SolverState, guided, step
+from mmpl.wan.flow import Renoise, Schedule, SolverState, guided, step
 from mmpl.wan.rope import rope_table
 
 
@@ -68,11 +68,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How noise becomes a picture: a solver, its schedule, and the guidance scale."""
+    """How noise becomes a picture: a solver, its schedule, and the guidance scale. `renoise`: the
+    fresh noise of a group for every further step, for few_step."""
 
     solver: str
     schedule: Schedule
     guidance_scale: float
+    renoise: Renoise | None = None
 
 
 def open_context(
@@ -144,7 +146,9 @@ def denoise(
         v_BCTHW, *others = network.of_all_branches(found)
         for other_BCTHW in others:
             v_BCTHW = guided(v_BCTHW, other_BCTHW, sampler.guidance_scale)
-        x_BCTHW, state = step(sampler.solver, sampler.schedule, index, v_BCTHW, x_BCTHW, state)
+        x_BCTHW, state = step(
+            sampler.solver, sampler.schedule, index, v_BCTHW, x_BCTHW, state, sampler.renoise
+        )
         yield index + 1
     if not bool(torch.isfinite(x_BCTHW).all()):
         raise NumericError(

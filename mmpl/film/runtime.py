@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,16 @@ from torch import Tensor
 
 from mmpl.errors import NumericError, SchedulingError
 from mmpl.film.denoise import Context, Network, Sampler, commit, reset
-from mmpl.film.segment import Latents, Step, group_noise, hand_over, make_group, refreshed, stack
+from mmpl.film.segment import (
+    Latents,
+    Step,
+    group_noise,
+    group_renoise,
+    hand_over,
+    make_group,
+    refreshed,
+    stack,
+)
 from mmpl.film.settings import Film
 from mmpl.layout.given import GIVEN, with_given
 from mmpl.layout.layout import Layout
@@ -282,6 +291,7 @@ def _make(
         return stack(given, whole.frames), context
     group = layout.group(operation.group)
     noise_BCTHW = group_noise(film, segment, whole, studio.latent_shape, studio.device)
+    renoise = group_renoise(film, segment, group, studio.latent_shape, studio.device)
     making = make_group(
         studio.network,
         layout,
@@ -290,7 +300,7 @@ def _make(
         context,
         latents,
         noise_BCTHW[:, :, [whole.frames.index(frame) for frame in group.frames]],
-        studio.sampler,
+        replace(studio.sampler, renoise=renoise),
     )
     try:
         while True:

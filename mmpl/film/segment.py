@@ -19,6 +19,7 @@ from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.timeline import Chain
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+from mmpl.wan.flow import Renoise
 from mmpl.wan.noise import mix_anchor_noise, normal
 
 Latents = Mapping[int, Tensor]  # latent frame of the segment -> z_BCHW
@@ -97,6 +98,35 @@ def group_noise(
     return torch.stack(frames, dim=1)[None].to(device)
 
 
+def group_renoise(
+    film: Film,
+    segment: int,
+    group: Group,
+    latent_shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+) -> Renoise:
+    """The fresh noise of a group for every further step, shaped as that of `group_noise`.
+
+    Keyed by (seed, segment, latent frame, step).
+    """
+
+    def noise(step: int) -> Tensor:
+        frames = [
+            normal(
+                latent_shape,
+                seed=film.seed_of(segment),
+                segment=segment,
+                frame=frame,
+                step=step,
+                purpose="renoise",
+            )
+            for frame in group.frames
+        ]
+        return torch.stack(frames, dim=1)[None].to(device)
+
+    return noise
+
+
 @torch.no_grad()
 def hand_over(
     params: vae.VAEParams, config: VAEConfig, chain: Chain, latents: Latents
@@ -108,9 +138,7 @@ def hand_over(
     released inference code.
     """
     z_BCTHW = stack(latents, chain.handover).float()
-    pixels_BCFHW, _ = vae.decode(params, config, z_BCTHW)
-    start, stop = chain.handover_frames
-    seeds_BCTHW, _ = vae.encode(params, config, pixels_BCFHW[:, :, start:stop].clamp(-1, 1))
+    seeds_BCTHW = vae.encode_again(params, config, z_BCTHW, chain.handover_frames)
     if not bool(torch.isfinite(seeds_BCTHW).all()):
         raise NumericError(
             "the seeds of the next segment are not finite", todo="check the weights of the VAE"

@@ -5,8 +5,8 @@ The one list of each. No torch here, so that the command line refuses a wrong na
 
 from typing import Literal, get_args
 
-SOLVERS = ("unipc", "dpm++", "euler")
-"""Of `mmpl.wan.flow`."""
+SOLVERS = ("unipc", "dpm++", "euler", "few_step")
+"""Of `mmpl.wan.flow`; the last is for distilled models."""
 
 NoiseMode = Literal["off", "paper", "unit"]
 NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)

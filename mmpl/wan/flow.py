@@ -25,6 +25,9 @@ Level = TypeVar("Level", float, Tensor)
 # velocity(x, timestep, index) -> v, of x's shape; timestep is on the model's 0..1000 scale.
 Velocity = Callable[[Tensor, float, int], Tensor]
 
+# noise(index) -> the fresh Gaussian that makes the input of step index (1, 2, ...) of few_step.
+Renoise = Callable[[int], Tensor]
+
 TRAIN_TIMESTEPS = 1000  # time scale of the Wan family: the model is told 1000 * sigma
 UNIPC_SIGMA_MAX = 0.9990000128746033  # float32(1 - 1/1000), from which UniPC's grid starts
 EULER_SIGMA_MIN = 0.003 / 1.002  # where the flow-match scheduler's own default grid ends
@@ -81,7 +84,7 @@ def schedule(solver: str, steps: int, shift: float) -> Schedule:
         return unipc_schedule(steps, shift)
     if solver == "dpm++":
         return dpmpp_schedule(steps, shift)
-    if solver == "euler":
+    if solver in ("euler", "few_step"):  # of 4 steps: 1000, 750, 500, 250, then shifted
         return euler_schedule(steps, shift)
     raise _unknown(solver)
 
@@ -168,31 +171,43 @@ def sample(
     solver: str,
     schedule: Schedule,
     *,
+    noise: Renoise | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrates noise `x`, of any shape, down the schedule and returns the clean sample.
 
-    Calls `velocity` exactly once a step. `on_step(index, x)` is called after each step.
+    Calls `velocity` exactly once a step. `noise`: as in `step`. `on_step(index, x)` is called
+    after each step.
     """
     state = SolverState()
     for index, timestep in enumerate(schedule.timesteps):
-        x, state = step(solver, schedule, index, velocity(x, timestep, index), x, state)
+        v = velocity(x, timestep, index)
+        x, state = step(solver, schedule, index, v, x, state, noise)
         if on_step is not None:
             on_step(index, x)
     return x
 
 
 def step(
-    solver: str, schedule: Schedule, index: int, v: Tensor, x: Tensor, state: SolverState
+    solver: str,
+    schedule: Schedule,
+    index: int,
+    v: Tensor,
+    x: Tensor,
+    state: SolverState,
+    noise: Renoise | None = None,
 ) -> tuple[Tensor, SolverState]:
     """One step of a solver, from noise level `sigmas[index]` to the next.
 
     `v` is the velocity at `x`. Works in float32 or, if x has it, float64; x keeps its dtype. A
-    run's steps go in order from `SolverState()`. Raises ArgumentError for an unknown solver, an
-    index outside the schedule, or a state that belongs to another step.
+    run's steps go in order from `SolverState()`. Only few_step asks for `noise`, and must have it
+    if there is another step. Raises ArgumentError for an unknown solver, an index outside the
+    schedule, or a state that belongs to another step.
     """
     if not 0 <= index < len(schedule.timesteps):
         raise ArgumentError("no such step", got=index, wanted=f"0 to {len(schedule.timesteps) - 1}")
+    if solver == "few_step":
+        return _few_step(schedule, index, x0_from_flow(v, x, schedule.sigmas[index]), noise), state
     wide = torch.promote_types(x.dtype, torch.float32)
     x_wide, v_wide = x.to(wide), v.to(wide)
     if solver == "euler":
@@ -209,6 +224,15 @@ def step(
     solve = _unipc_step if solver == "unipc" else _dpmpp_step
     x_next, state = solve(schedule, index, x_wide - schedule.sigmas[index] * v_wide, x_wide, state)
     return x_next.to(x.dtype), state
+
+
+def _few_step(schedule: Schedule, index: int, x0: Tensor, noise: Renoise | None) -> Tensor:
+    """The prediction, noised again to the level of the next step, if there is one."""
+    if index + 1 == len(schedule.timesteps):
+        return x0
+    if noise is None:
+        raise ArgumentError("few_step needs noise for its next step", got=f"step {index + 1}")
+    return renoise(x0, noise(index + 1), schedule.sigmas[index + 1])
 
 
 def _unipc_step(
@@ -280,16 +304,11 @@ def _dpmpp_step(
 
 
 def few_step(
-    velocity: Velocity,
-    x: Tensor,
-    timesteps: Sequence[float],
-    table: FlowTable,
-    noise: Callable[[int], Tensor],
+    velocity: Velocity, x: Tensor, timesteps: Sequence[float], table: FlowTable, noise: Renoise
 ) -> Tensor:
     """Few-step sampling of a distilled model: predict x0, re-noise to the next level, repeat.
 
-    `noise(index)` gives the fresh Gaussian that makes the input of step `index` (1, 2, ...); the
-    input of step 0 is `x`. Returns the last x0.
+    At any timesteps of a table; `sample` does it at a schedule's. Returns the last x0.
     """
     if not timesteps:
         raise ArgumentError("few-step sampling needs at least one timestep")

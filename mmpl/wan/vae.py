@@ -196,6 +196,14 @@ def decode(
     return _unfold(_head(net.head, x, tails), config.patch_size), tails.state()
 
 
+def encode_again(
+    params: VAEParams, config: VAEConfig, z_BCTHW: Tensor, frames: tuple[int, int]
+) -> Tensor:
+    """Decodes latents and encodes a half-open range of their frames, as if a clip began there."""
+    pixels_BCFHW, _ = decode(params, config, z_BCTHW)
+    return encode(params, config, pixels_BCFHW[:, :, slice(*frames)].clamp(-1, 1))[0]
+
+
 class _Tails:
     """Walks a state in execution order: gives each temporal convolution its tail, keeps the new."""
 

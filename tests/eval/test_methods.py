@@ -153,6 +153,14 @@ def test_mmpl_is_what_generate_makes(seeding: str) -> None:
     assert np.array_equal(made, wanted)
 
 
+def test_mmpl_of_a_distilled_model_is_what_generate_makes() -> None:
+    few = replace(model(), defaults=replace(model().defaults, solver="few_step"))
+    events = generate(few, Request(SHOT.prompt, SHOT.seed, frames=79))
+    wanted = np.concatenate([e.pixels_FHWC for e in events if isinstance(e, Frames)])
+    made = np.concatenate(list(METHODS["mmpl_terminal"].make(few, SHOT)))
+    assert np.array_equal(made, wanted)
+
+
 @pytest.mark.usefixtures("quick_vae")
 @pytest.mark.parametrize(
     ("name", "mode"), [("mmpl_noise_unit_0.5", None), ("mmpl_noise_off", "off")]

@@ -21,7 +21,7 @@ MASKS = sorted(path.stem for path in golden.FOLDER.glob("mmpl_training_mask*.saf
 
 
 def test_there_are_recordings() -> None:
-    assert {solver_of(run) for run in RUNS} == set(SOLVERS)
+    assert {solver_of(run) for run in RUNS} == set(SOLVERS) - {"few_step"}  # test_causal_rollout
     assert TABLES
     assert MASKS
 

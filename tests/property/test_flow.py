@@ -25,6 +25,12 @@ def gaussian(count: int, seed: int) -> Tensor:
 
 
 X, OTHER = gaussian(7, 1), gaussian(7, 2)
+ODE_SOLVERS = tuple(solver for solver in SOLVERS if solver != "few_step")
+
+
+def fresh(index: int) -> Tensor:
+    """What few_step noises its prediction with before step `index`."""
+    return gaussian(7, 100 + index)
 
 
 @given(solver=solvers, steps=step_counts, shift=shifts)
@@ -36,7 +42,7 @@ def test_sigmas_fall_to_zero(solver: str, steps: int, shift: float) -> None:
     assert 0.99 < made.sigmas[0] <= 1.0
     assert all(a >= b for a, b in zip(made.timesteps, made.timesteps[1:], strict=False))
     for timestep, sigma in zip(made.timesteps, made.sigmas, strict=False):
-        if solver == "euler":
+        if solver in ("euler", "few_step"):
             assert timestep == 1000.0 * sigma
         else:
             assert timestep == math.floor(1000.0 * sigma)
@@ -56,7 +62,16 @@ def test_literal_schedule() -> None:
     assert flow.euler_schedule(4, 5.0).sigmas == pytest.approx((1, 0.9375, 5 / 6, 0.625, 0))
 
 
-@given(solver=solvers, steps=step_counts, shift=shifts)
+@given(steps=st.integers(1, 50), shift=shifts)
+def test_few_steps_are_evenly_spaced_before_the_shift(steps: int, shift: float) -> None:
+    """1000, 750, 500, 250 of 4 steps, warped as Self-Forcing does."""
+    points = [1000 * (steps - i) / steps for i in range(steps)]
+    warped = flow.warp([p for p in points if p == int(p)], flow.flow_table(shift))
+    made = dict(zip(points, flow.schedule("few_step", steps, shift).timesteps, strict=True))
+    assert [made[p] for p in points if p == int(p)] == pytest.approx(warped)
+
+
+@given(solver=st.sampled_from(ODE_SOLVERS), steps=step_counts, shift=shifts)
 def test_constant_velocity_is_exact(solver: str, steps: int, shift: float) -> None:
     made = flow.schedule(solver, steps, shift)
     got = flow.sample(lambda x, timestep, index: OTHER, X, solver, made)
@@ -67,7 +82,9 @@ def test_constant_velocity_is_exact(solver: str, steps: int, shift: float) -> No
 def test_a_single_clean_sample_is_found(solver: str, steps: int, shift: float) -> None:
     """If all data is one point, every x0 is that point, and no history may move it."""
     made = flow.schedule(solver, steps, shift)
-    got = flow.sample(lambda x, timestep, index: (x - OTHER) / made.sigmas[index], X, solver, made)
+    got = flow.sample(
+        lambda x, timestep, index: (x - OTHER) / made.sigmas[index], X, solver, made, noise=fresh
+    )
     assert torch.allclose(got, OTHER, rtol=0.0, atol=1e-9)
 
 
@@ -105,12 +122,14 @@ def test_one_model_call_a_step(solver: str, steps: int) -> None:
         calls.append((timestep, index))
         return x
 
-    flow.sample(velocity, X, solver, made, on_step=lambda index, x: shown.append(index))
+    flow.sample(
+        velocity, X, solver, made, noise=fresh, on_step=lambda index, x: shown.append(index)
+    )
     assert calls == list(zip(made.timesteps, range(steps), strict=True))
     assert shown == list(range(steps))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 def test_half_precision_is_rounded_only_between_steps(solver: str) -> None:
     made = flow.schedule(solver, 5, 5.0)
     x, v = X.bfloat16(), OTHER.bfloat16()
@@ -120,6 +139,25 @@ def test_half_precision_is_rounded_only_between_steps(solver: str) -> None:
         x, half = flow.step(solver, made, index, v, x, half)
         assert x.dtype == torch.bfloat16
         assert torch.equal(x, wide.bfloat16())
+
+
+def test_films_and_few_step_do_the_same() -> None:
+    """`few_step` meets recorded rollouts (test_causal_rollout); films step through `step`."""
+    made, table = flow.schedule("few_step", 4, 5.0), flow.flow_table(5.0)
+    wanted = flow.few_step(lambda x, t, _: torch.sin(x + t), X, made.timesteps, table, fresh)
+    got = flow.sample(lambda x, t, _: torch.sin(x + t), X, "few_step", made, noise=fresh)
+    assert torch.allclose(got, wanted, rtol=0.0, atol=1e-12)
+
+
+def test_few_step_predicts_and_noises_again() -> None:
+    made = flow.schedule("few_step", 2, 3.0)
+    x0 = X - made.sigmas[0] * OTHER
+    x = (1 - made.sigmas[1]) * x0 + made.sigmas[1] * fresh(1)
+    wanted = x - made.sigmas[1] * OTHER
+    got = flow.sample(lambda x, t, index: OTHER, X, "few_step", made, noise=fresh)
+    assert torch.allclose(got, wanted, rtol=0.0, atol=1e-12)
+    single = flow.schedule("few_step", 1, 3.0)
+    assert torch.equal(flow.sample(lambda x, t, index: OTHER, X, "few_step", single), X - OTHER)
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
@@ -135,7 +173,8 @@ def test_inputs_are_left_alone(solver: str) -> None:
 
 def test_misuse_is_refused() -> None:
     made, fresh = flow.schedule("unipc", 4, 5.0), flow.SolverState()
-    for solver, index in (("unipc", 1), ("dpm++", 2), ("unipc", 4), ("euler", -1), ("heun", 0)):
+    wrong = ("unipc", 1), ("dpm++", 2), ("unipc", 4), ("euler", -1), ("heun", 0), ("few_step", 0)
+    for solver, index in wrong:
         with pytest.raises(ArgumentError):
             flow.step(solver, made, index, X, X, fresh)
     for solver, steps, shift in (("heun", 4, 5.0), ("unipc", 0, 5.0), ("euler", 4, 0.0)):

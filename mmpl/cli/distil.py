@@ -1,0 +1,156 @@
+"""bin/mmpl-train distil: a few-step model of a bundle, from its own films."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmpl.checkpoint.folder import check_folder
+from mmpl.cli.flags import (
+    DEBUG,
+    MACHINE,
+    THREADS,
+    Command,
+    Flag,
+    help_text,
+    one_of,
+    parse,
+    wants_help,
+    whole,
+)
+from mmpl.cli.shell import Console, cores, print_result
+from mmpl.errors import ArgumentError
+from mmpl.media.durable import check_folder_writable
+
+if TYPE_CHECKING:
+    from mmpl.checkpoint.bundle import Model
+    from mmpl.train.loop import Progress
+    from mmpl.train.tiny_fast import FastBlueprint
+    from mmpl.wan.dit import Engine
+
+STAGES = ("paths", "jump", "match", "bundle")
+WORK, FILES = "what to do", "files"
+MOST = 10**9
+
+DISTIL = Command(
+    name="mmpl-train distil",
+    usage="mmpl-train distil [flags]",
+    description="Distils a bundle of procedural clips to four steps without guidance (Self-MMPL): "
+    "the teacher's trajectories (paths), regression to their ends (jump), distribution matching on "
+    "own rollouts (match), a model folder (bundle). Every stage resumes where it stopped; stop it "
+    "with Ctrl-C.",
+    epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
+    "all else on stderr. Exit codes: as of mmpl-train.",
+    groups=(WORK, FILES, MACHINE),
+    flags=(
+        Flag("stage", WORK, "NAME", f"{', '.join(STAGES)}, or all in this order",
+             **one_of(*STAGES, "all"), default="all"),
+        Flag("films", WORK, "N", "batches of the teacher's films for `paths`", **whole(1, MOST)),
+        Flag("jump_steps", WORK, "N", "how many steps `jump` takes", **whole(1, MOST)),
+        Flag("steps", WORK, "N", "how many steps of the generator `match` takes", **whole(1, MOST)),
+        Flag("compile", WORK, "", "compile the transformer's block: faster, after minutes"),
+        Flag("model_path", FILES, "FOLDER", "the bundle to distil",
+             default="the embedded weights/tiny"),
+        Flag("runs", FILES, "FOLDER", "state of the training", default="runs/tiny-fast"),
+        Flag("output", FILES, "FOLDER", "the model folder that `bundle` writes",
+             default="`bundle` in --runs"),
+        Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
+        THREADS,
+        DEBUG,
+    ),
+)  # fmt: skip
+
+
+def command(argv: list[str], console: Console) -> int:
+    """Exit code of `mmpl-train distil`."""
+    if wants_help(argv):
+        print_result(help_text(DISTIL).rstrip())
+        return 0
+    given = parse(DISTIL, argv)
+    wanted = given.get("stage", "all")
+    stages = STAGES if wanted == "all" else (wanted,)
+    runs = Path(given.get("runs", "runs/tiny-fast"))
+    output = Path(given.get("output", runs / "bundle"))
+    folder = given.get("model_path", Path(__file__).parents[2] / "weights" / "tiny")
+    tokenizer = check_folder(folder).files["tokenizer"]
+    _check(stages, given, runs, output)
+
+    import torch
+
+    from mmpl.checkpoint.bundle import load_model
+    from mmpl.train import tiny_fast
+
+    torch.set_num_threads(given.get("threads", cores()))
+    device = given.get("device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
+        )
+    model = load_model(folder, dtype=torch.float32, device=device)
+    blueprint, engine = _blueprint(model, given), _engine("compile" in given)
+    for stage in stages:
+        if stage == "paths":
+            for done in tiny_fast.make_paths(blueprint, model, runs, engine=engine):
+                console.say(f"paths {done}/{blueprint.teaching.films}")
+        elif stage == "jump":
+            for progress in tiny_fast.train_jump(blueprint, model, runs, engine=engine):
+                console.say(_line(stage, progress))
+        elif stage == "match":
+            for progress in tiny_fast.train_match(blueprint, model, runs, engine=engine):
+                console.say(_line(stage, progress))
+        else:
+            tiny_fast.bundle(model, tokenizer.read_text(encoding="utf-8"), runs, output)
+            print_result(str(output))
+    return 0
+
+
+def _check(stages: tuple[str, ...], given: Mapping[str, Any], runs: Path, output: Path) -> None:
+    """What can be refused before anything is loaded."""
+    for flag, stage in (
+        ("films", "paths"), ("jump_steps", "jump"), ("steps", "match"), ("output", "bundle"),
+    ):  # fmt: skip
+        if flag in given and stage not in stages:
+            raise ArgumentError(
+                f"--{flag} means nothing here",
+                got=f"stage {given['stage']}",
+                wanted=f"stage {stage} or all",
+            )
+    check_folder_writable(runs)
+    if "bundle" in stages:
+        check_folder_writable(output)
+
+
+def _blueprint(model: Model, given: Mapping[str, Any]) -> FastBlueprint:
+    """The blueprint, with what the flags change."""
+    from mmpl.train.tiny_fast import blueprint
+
+    made = blueprint(model.defaults)
+    return replace(
+        made,
+        teaching=replace(made.teaching, films=given.get("films", made.teaching.films)),
+        jump=replace(made.jump, steps=given.get("jump_steps", made.jump.steps)),
+        match=replace(made.match, steps=given.get("steps", made.match.steps)),
+    )
+
+
+def _engine(compiled: bool) -> Engine:
+    import torch
+
+    from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
+
+    if not compiled:
+        return DEFAULT_ENGINE
+    block_fn = torch.compile(  # pyright: ignore[reportCallIssue]  its overloads lag behind
+        block, dynamic=False, recompile_limit=64
+    )
+    return Engine(block_fn=block_fn)
+
+
+def _line(name: str, progress: Progress) -> str:
+    metrics = " ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
+    return (
+        f"{name} {progress.step}/{progress.steps} loss {progress.loss:.4f} {metrics} "
+        f"{progress.seconds_per_step:.2f} s/step, {progress.eta_s / 60:.0f} min left"
+    )
