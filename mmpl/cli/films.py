@@ -77,10 +77,11 @@ def measure_films(paths: Sequence[str], given: Mapping[str, Any], console: Conso
         kinds = _joints_of(path, given.get("joint_every"), console)
         bins = given.get("hue_bins", HUE_BINS)
         metrics = measure(iter_frames(path), fps, joints=list(kinds.values()), hue_bins=bins)
-        values = asdict(metrics) | _of_background(path, metrics.frames, bins)
+        values: dict[str, Any] = asdict(metrics) | _of_background(path, metrics.frames, bins)
         if distance is not None:
             values |= _t_lpips(distance, given["lpips"], path, metrics, console)
-        found[path] = values | _of_joints(values["joints"], kinds)
+        joints: list[dict[str, Any]] = values["joints"]
+        found[path] = values | _of_joints(joints, kinds)
         if encoder is not None:
             found[path] |= _of_features(encoder, path, metrics.frames, given)
         console.say(f"  measured {printable(path)}")

@@ -132,4 +132,5 @@ def _with_keyframes(
 
 
 def _range(frames: tuple[int, ...]) -> str:
-    return f"{frames[0]}-{frames[-1]}" if len(frames) > 1 else f"{frames[0]}"
+    first, last = min(frames), max(frames)
+    return f"{first}" if first == last else f"{first}-{last}"

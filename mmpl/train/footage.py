@@ -33,7 +33,8 @@ _PATH_KEYS = ("video", "path", "file_path")
 _DENSE_KEYS, _SHORT_KEYS = ("dense_caption", "caption", "text"), ("short_caption",)
 _MOST_CAPTION_BYTES, _MOST_INDEX_BYTES = 1 << 20, 1 << 30
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913
     report_every: int = 20,
     samples_of: SamplesOf | None = None,
     world: World = ALONE,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Trains `start`, on its device, in the folder `run`, resuming what is there; yields progress.
 
     `loss_of(weights)` is called once; the loss it returns must depend on these weights, which are

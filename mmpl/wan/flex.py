@@ -7,7 +7,7 @@ sums over that small table: nothing here is of the size tokens x tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +58,10 @@ def flex_mask(
         for start, stop in piece.keys:
             seen_TT[slice(*piece.queries), start:stop] = True
     device = torch.device(device)
-    if kernel is None:
-        kernel = _dense if device.type == "cpu" else torch.compile(flex_attention, dynamic=False)
+    if kernel is None and device.type == "cpu":
+        kernel = _dense
+    elif kernel is None:
+        kernel = cast("Kernel", torch.compile(flex_attention, dynamic=False))
     tokens = frames * frame_tokens
     return FlexMask(tokens, block_mask(seen_TT.to(device), frame_tokens), kernel)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mmpl.train.teacher_forcing import Lesson, lesson, masked_lesson
 from mmpl.train.tuning import RELEASED_I2V, Tuning
 from mmpl.train.wan_loss import Batch, Teaching, frame_losses, teaching, with_flex
 from mmpl.wan.dit import dit_from_flat
-from mmpl.wan.flex import flex_mask
+from mmpl.wan.flex import Kernel, flex_mask
 from tests.parity import dit_tiny, golden
 from tests.parity.test_training import GRADIENT, LOSS, NORM, RUNS, WITH_GRADIENT, World, world
 
@@ -28,7 +29,7 @@ FORMS = ("pieces", "flex")
 SAME = 2e-6  # two of our own ways to the same number, relative
 
 
-def shared_of(w: World, form: str, **settings: str) -> Teaching:
+def shared_of(w: World, form: str, **settings: Any) -> Teaching:
     shared = teaching(w.config, Tuning(LAYOUTS[w.meta["variant"]], **settings))
     if form == "pieces":
         return shared
@@ -96,7 +97,11 @@ def test_torchs_own_kernel() -> None:
     w, shared = world(file), shared_of(world(file), "pieces")
     taught = shared.lesson
     masked = flex_mask(
-        taught.pieces, taught.frames, w.meta["frame_tokens"], "cpu", kernel=flex_attention
+        taught.pieces,
+        taught.frames,
+        w.meta["frame_tokens"],
+        "cpu",
+        kernel=cast("Kernel", flex_attention),
     )
     with torch.no_grad():
         losses_BT = frame_losses(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -402,7 +402,7 @@ class FullDisk:
     def __init__(self, turn: int) -> None:
         self.turn = turn
 
-    def __call__(self, path: Path, mode: str) -> BinaryIO:
+    def __call__(self, path: Path, mode: str) -> IO[Any]:
         self.turn -= 1
         file = open(path, mode)  # noqa: SIM115
         if self.turn < 0:

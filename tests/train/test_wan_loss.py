@@ -144,8 +144,8 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     """By a step along it, of all weights that are trained."""
     tuning, rate = Tuning(batch=2), 1e-4
     before, gradients, _ = learned(tuning)
+    kept = {name: FLAT[name].clone() for name in gradients}
     try:
-        kept = {name: FLAT[name].clone() for name in gradients}
         for name, gradient in gradients.items():
             FLAT[name].sub_(rate * gradient)
         after, _, _ = learned(tuning)
