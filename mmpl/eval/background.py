@@ -72,4 +72,4 @@ def mean_hue_deg(hues_deg: NDArray[np.float32], chroma: NDArray[np.float32]) -> 
 
 def _background(difference_HWC: NDArray[np.float32]) -> NDArray[np.bool_]:
     drift_C = np.median(difference_HWC, axis=(0, 1))
-    return np.asarray(np.abs(difference_HWC - drift_C) <= TOLERANCE).all(axis=2)
+    return np.all(np.abs(difference_HWC - drift_C) <= TOLERANCE, axis=2)
