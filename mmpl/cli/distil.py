@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import check_folder
+from mmpl.cli import training
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -26,9 +27,7 @@ from mmpl.media.durable import check_folder_writable
 
 if TYPE_CHECKING:
     from mmpl.checkpoint.bundle import Model
-    from mmpl.train.loop import Progress
     from mmpl.train.tiny_fast import FastBlueprint
-    from mmpl.wan.dit import Engine
 
 STAGES = ("paths", "jump", "match", "bundle")
 WORK, FILES = "what to do", "files"
@@ -83,23 +82,19 @@ def command(argv: list[str], console: Console) -> int:
     from mmpl.train import tiny_fast
 
     torch.set_num_threads(given.get("threads", cores()))
-    device = given.get("device", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
-        )
+    device = training.require_device(given.get("device", "cpu"))
     model = load_model(folder, dtype=torch.float32, device=device)
-    blueprint, engine = _blueprint(model, given), _engine("compile" in given)
+    blueprint, engine = _blueprint(model, given), training.engine(compiled="compile" in given)
     for stage in stages:
         if stage == "paths":
             for done in tiny_fast.make_paths(blueprint, model, runs, engine=engine):
                 console.say(f"paths {done}/{blueprint.teaching.films}")
         elif stage == "jump":
             for progress in tiny_fast.train_jump(blueprint, model, runs, engine=engine):
-                console.say(_line(stage, progress))
+                console.say(f"{stage} {training.line(progress)}")
         elif stage == "match":
             for progress in tiny_fast.train_match(blueprint, model, runs, engine=engine):
-                console.say(_line(stage, progress))
+                console.say(f"{stage} {training.line(progress)}")
         else:
             tiny_fast.bundle(model, tokenizer.read_text(encoding="utf-8"), runs, output)
             print_result(str(output))
@@ -132,25 +127,4 @@ def _blueprint(model: Model, given: Mapping[str, Any]) -> FastBlueprint:
         teaching=replace(made.teaching, films=given.get("films", made.teaching.films)),
         jump=replace(made.jump, steps=given.get("jump_steps", made.jump.steps)),
         match=replace(made.match, steps=given.get("steps", made.match.steps)),
-    )
-
-
-def _engine(compiled: bool) -> Engine:
-    import torch
-
-    from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
-
-    if not compiled:
-        return DEFAULT_ENGINE
-    block_fn = torch.compile(  # pyright: ignore[reportCallIssue]  its overloads lag behind
-        block, dynamic=False, recompile_limit=64
-    )
-    return Engine(block_fn=block_fn)
-
-
-def _line(name: str, progress: Progress) -> str:
-    metrics = " ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
-    return (
-        f"{name} {progress.step}/{progress.steps} loss {progress.loss:.4f} {metrics} "
-        f"{progress.seconds_per_step:.2f} s/step, {progress.eta_s / 60:.0f} min left"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
+from mmpl.cli import training
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -22,7 +23,7 @@ from mmpl.cli.flags import (
     whole,
 )
 from mmpl.cli.model import model_folder
-from mmpl.cli.shell import Console, cores, print_result, printable, require_device
+from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import ArgumentError, InputError
 from mmpl.layout.presets import by_name
 from mmpl.media.durable import check_folder_writable
@@ -111,7 +112,7 @@ def encode(argv: Sequence[str], console: Console) -> int:
     from mmpl.train.encoding import ShardDamaged, encode_clips
 
     torch.set_num_threads(given.get("threads", cores()))
-    device = require_device(given.get("device", "cpu"))
+    device = training.require_device(given.get("device", "cpu"))
     encoders = load_encoders(folder.path, device=device)
     listed = list(refused)
     for event in encode_clips(sources, choices, encoders, output, workers=workers, refused=refused):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from mmpl.errors import ArgumentError, MmplError, OutOfMemoryError, OutputError, is_out_of_memory
+from mmpl.errors import MmplError, OutOfMemoryError, OutputError, is_out_of_memory
 from mmpl.media.durable import output_error
 
 REPORT = "MMPL_REPORT"  # the file in which a process tells its parent why it failed
@@ -214,14 +214,3 @@ def _stopping(stops: list[KeyboardInterrupt]) -> Iterator[None]:
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
-
-
-def require_device(name: str) -> str:
-    """The name of a device, "cpu" or "cuda". Raises ArgumentError where there is none."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "there is no GPU, or torch cannot use it", got="--device cuda", todo="use --device cpu"
-        )
-    return name

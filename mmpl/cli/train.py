@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.cli import training
 from mmpl.cli.distil import command as distil
 from mmpl.cli.encode import encode
 from mmpl.cli.flags import (
@@ -21,13 +22,13 @@ from mmpl.cli.flags import (
     wants_help,
     whole,
 )
-from mmpl.cli.shell import Console, cores, print_result, require_device, run
+from mmpl.cli.shell import Console, cores, print_result, run
 from mmpl.cli.tune import export, tune
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable
 
 if TYPE_CHECKING:
-    from mmpl.train.loop import Progress
+    pass
 
 NAME = "mmpl-train"
 STAGES = ("vae", "latents", "dit", "bundle")
@@ -116,31 +117,25 @@ def _train(argv: list[str], console: Console) -> int:
     import torch
 
     from mmpl.train import pipeline, tiny
-    from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
 
     torch.set_num_threads(given.get("threads", cores()))
-    device = require_device(given.get("device", "cpu"))
+    device = training.require_device(given.get("device", "cpu"))
     blueprint = tiny.blueprint(given.get("network", "embedded"))
     if "steps" in given:
         *earlier, last = blueprint.dit_stages
         last = replace(last, recipe=replace(last.recipe, steps=given["steps"]))
         blueprint = replace(blueprint, dit_stages=(*earlier, last))
-    engine = DEFAULT_ENGINE
-    if "compile" in given:  # once for every group that a step teaches, each of its own shape
-        block_fn = torch.compile(  # pyright: ignore[reportCallIssue]  its overloads lag behind
-            block, dynamic=False, recompile_limit=32
-        )
-        engine = Engine(block_fn=block_fn)
+    engine = training.engine(compiled="compile" in given)
     for stage in stages:
         if stage == "vae":
             for name, progress in pipeline.train_vae(blueprint, runs, device=device):
-                console.say(_line(name, progress))
+                console.say(f"{name} {training.line(progress)}")
         elif stage == "latents":
             for name, done in pipeline.encode_clips(blueprint, runs, device=device):
                 console.say(f"latents {name} {done}")
         elif stage == "dit":
             for name, progress in pipeline.train_dit(blueprint, runs, engine=engine, device=device):
-                console.say(_line(name, progress))
+                console.say(f"{name} {training.line(progress)}")
         else:
             pipeline.bundle(blueprint, runs, output)
             print_result(str(output))
@@ -163,12 +158,3 @@ def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: 
     check_folder_writable(runs)
     if "bundle" in stages:
         check_folder_writable(output)
-
-
-def _line(name: str, progress: Progress) -> str:
-    metrics = " ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
-    minutes = progress.eta_s / 60
-    return (
-        f"{name} {progress.step}/{progress.steps} loss {progress.loss:.4f} {metrics} "
-        f"{progress.seconds_per_step:.2f} s/step, {minutes:.0f} min left"
-    )

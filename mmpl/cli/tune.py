@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import ModelFolder, is_pickle
+from mmpl.cli import training
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -24,7 +26,7 @@ from mmpl.cli.flags import (
 )
 from mmpl.cli.model import EMBEDDED_MODEL, model_folder
 from mmpl.cli.place import place
-from mmpl.cli.shell import Console, cores, print_result, printable, require_device
+from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable, check_writable
 from mmpl.train.origin import Origin, begin, origin_of
@@ -33,7 +35,6 @@ from mmpl.train.tuning import LAYOUTS, TIMESTEPS, WEIGHTINGS, Tuning
 
 if TYPE_CHECKING:
     from mmpl.checkpoint.bundle import Transformer
-    from mmpl.train.loop import Progress
     from mmpl.train.recipe import Recipe
     from mmpl.train.wan_loss import Clips
     from mmpl.train.wan_run import Plan
@@ -173,7 +174,7 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
     torch.set_num_threads(given.get("threads", cores()))
     device = given.get("device", "cpu")
     if "plan" not in given:
-        require_device(device)
+        training.require_device(device)
     plan = _plan(given, trains, tuning, device)
     clips = _open_clips(given["data"]) if "data" in given else None
     if clips is not None:
@@ -229,7 +230,7 @@ def _learn(
         world=world,
         save_every=given.get("save_every", 100),
     ):
-        console.say(_line(progress))
+        console.say(training.line(progress))
 
 
 @contextmanager
@@ -288,21 +289,14 @@ def _plan(given: Mapping[str, Any], trains: str, tuning: Tuning, device: str) ->
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
     """Table 8's, but for what is given."""
-    from mmpl.train.recipe import Recipe
+    from mmpl.train.recipe import TEACHER_FORCING
 
-    return Recipe(
-        steps=given.get("steps", 8000),
-        learning_rate=given.get("learning_rate", 1e-5),
-        matrix_rate=None,
-        warmup=given.get("warmup", 0),
-        final_fraction=0.0 if given.get("schedule") == "cosine" else 1.0,
-        beta1=0.0,
-        beta2=0.999,
-        weight_decay=given.get("weight_decay", 0.01),
-        ema_decay=given.get("ema", 0.99),
-        seed=given.get("seed", 0),
-        clip_norm=given.get("clip", 0.0),
-    )
+    flags = {"ema": "ema_decay", "clip": "clip_norm"}
+    names = ("steps", "learning_rate", "warmup", "weight_decay", "ema", "seed", "clip")
+    changed = {flags.get(name, name): given[name] for name in names if name in given}
+    if given.get("schedule") == "cosine":
+        changed["final_fraction"] = 0.0
+    return replace(TEACHER_FORCING, **changed)
 
 
 def _open_clips(folder: str) -> Clips:
@@ -346,14 +340,6 @@ def _print_memory(
     )
     for line in memory.lines():
         print_result(line)
-
-
-def _line(progress: Progress) -> str:
-    groups = " ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
-    return (
-        f"{progress.step}/{progress.steps} loss {progress.loss:.4f} {groups} "
-        f"{progress.seconds_per_step:.2f} s/step, {progress.eta_s / 60:.0f} min left"
-    )
 
 
 # ------------------------------------------------------------------------------------- export

@@ -90,8 +90,10 @@ TEACHER_FORCING = Recipe(
     beta1=0.0,
     beta2=0.999,
     weight_decay=0.01,
+    ema_decay=0.99,
 )
-"""The paper's for Wan (Table 8, left column), which names neither warm-up nor decay."""
+"""The paper's for Wan (Table 8, left column), which names neither warm-up nor decay; the average is
+that of its right column."""
 
 
 def new_record(

@@ -109,7 +109,8 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     """First frames and plans, for what a film shows must be read off the text there; then whole
     films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them; then
     the same on more clips, with more of what is hardest to keep: stars, and what circles; then,
-    for outlines are decided late, with as many timesteps of little noise as of much."""
+    for outlines are decided late, with as many timesteps of little noise as of much; and longer,
+    in smaller steps, with more of what changes its size."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
@@ -130,6 +131,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         chains, frames=192, shift=SHIFT, clips=1536, seed=2, backgrounds=0.65, own_seeds=0.8
     )
     stars = replace(chained, clips=4608, seed=3, odds=hard)
+    outlines = replace(stars, seed=4, shift=1.0)
     return (
         Stage(
             "dit-beginnings",
@@ -143,10 +145,11 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         ),
         Stage("dit-chains", chained, replace(recipe, steps=6000, matrix_rate=8e-3)),
         Stage("dit-stars", stars, replace(recipe, steps=4800, matrix_rate=8e-3)),
+        Stage("dit-outlines", outlines, replace(recipe, steps=4000, matrix_rate=8e-3)),
         Stage(
-            "dit-outlines",
-            replace(stars, seed=4, shift=1.0),
-            replace(recipe, steps=4000, matrix_rate=8e-3),
+            "dit-edges",
+            replace(outlines, seed=6, odds=(*hard, ("grows", 1.5), ("shrinks", 1.5))),
+            replace(recipe, steps=2400, matrix_rate=6e-3),
         ),
     )
 
