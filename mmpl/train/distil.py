@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,7 +23,8 @@ from torch import Tensor
 from mmpl.errors import ArgumentError, NumericError
 from mmpl.media import durable
 from mmpl.train.loop import Progress
-from mmpl.train.state import STATE_FILE, Weights
+from mmpl.train.recipe import new_record, write_record
+from mmpl.train.state import STATE_FILE, Weights, steps_done
 
 Metrics = dict[str, float]
 _PARTS = ("step", "exp_avg", "exp_avg_sq")
@@ -102,7 +103,9 @@ def distil(
     recipe or setting, NumericError on a non-finite loss (the last good state stays).
     """
     durable.make_folder(run)
-    _check_same(run, recipe, setting)
+    record = new_record(run, recipe, setting, done=steps_done(run))
+    if record is not None:
+        write_record(run, record)
     sides = (
         _side("generator", generator, recipe, recipe.generator_rate),
         _side("critic", critic, recipe, recipe.critic_rate),
@@ -173,29 +176,6 @@ def _side(name: str, start: Weights, recipe: DistilRecipe, rate: float) -> _Side
         weight_decay=recipe.weight_decay,
     )
     return _Side(name, weights, optimizer)
-
-
-def _check_same(run: Path, recipe: DistilRecipe, setting: Mapping[str, object]) -> None:
-    """Writes down what the run is made of, or compares it; only the number of steps may change."""
-    path = run / "recipe.json"
-    wanted = asdict(recipe) | {name: repr(value) for name, value in setting.items()}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(
-            name
-            for name in (wanted.keys() | found.keys()) - {"steps"}
-            if found.get(name) != wanted.get(name)
-        )
-        if changed:
-            raise ArgumentError(
-                "this run was started with another recipe",
-                where=str(path),
-                got=", ".join(f"{name} {str(wanted.get(name))[:60]}" for name in changed),
-                wanted=", ".join(f"{name} {str(found.get(name))[:60]}" for name in changed),
-                todo="use the old values or another folder",
-            )
-    content = (json.dumps(wanted, indent=1) + "\n").encode()
-    durable.put(path, lambda file: file.write(content))
 
 
 def _save(run: Path, sides: tuple[_Side, _Side], ema: Weights, step: int) -> None:

@@ -7,10 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmpl.checkpoint.files import read_json
 from mmpl.errors import ArgumentError
 from mmpl.media import durable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FILE = "recipe.json"
 
@@ -97,10 +101,11 @@ that of its right column."""
 
 
 def new_record(
-    run: Path, recipe: Recipe, setting: Mapping[str, object], *, done: int
+    run: Path, recipe: DataclassInstance, setting: Mapping[str, object], *, done: int
 ) -> dict[str, object] | None:
     """What the folder must write down about itself, after `done` steps; None if it says so already.
 
+    `recipe` is a `Recipe` or another dataclass of plain values, with a number of `steps`.
     `setting` is recorded as `repr` of its values. Only the number of steps may change from one
     start to the next: `restarts` then says so. A field that the record does not know yet counts as
     having its default. Raises ArgumentError for any other difference, InputError for a damaged
@@ -111,7 +116,7 @@ def new_record(
     path = run / FILE
     if not path.exists():
         return wanted
-    defaults = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+    defaults = {f.name: f.default for f in fields(recipe) if f.default is not MISSING}
     found: dict[str, object] = defaults | read_json(path)
     restarts = found.pop("restarts", [])
     changed = {n for n in wanted.keys() | found.keys() if found.get(n) != wanted.get(n)}
