@@ -6,6 +6,7 @@ raises into one line and the exit code of that error. No torch here.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -103,6 +104,8 @@ def run(
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console(name)
     stops: list[KeyboardInterrupt] = []
+    with suppress(ValueError, OSError):  # stderr may be closed, or not a file
+        faulthandler.enable()  # weights cut while they are mapped: no exception, a bus error
     try:
         with _stopping(stops):
             return command(words, console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import time
 import zipfile
 from collections.abc import Callable
@@ -239,27 +240,43 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     assert "not a torch checkpoint" in refused_quickly(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".legacy.pt"])
-def test_cut_and_changed_files_give_one_kind_of_error(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"x{suffix}"
+def _damaged(whole: bytes, dice: random.Random) -> bytes:
+    """A file cut short, with bytes changed, taken out, put in or doubled, up to four of these."""
+    data = bytearray(whole)
+    for _ in range(dice.randint(1, 4)):
+        start = dice.randrange(len(data) + 1)
+        stop = min(len(data), start + dice.choice((0, 1, 1, 8, 64)))
+        part = dice.choice((b"", dice.randbytes(stop - start), dice.randbytes(8), data[start:stop]))
+        if dice.random() < 0.1:
+            stop = len(data)  # what follows is lost
+        data[start:stop] = part * dice.choice((1, 1, 2))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "count", [200, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".legacy.pt", ".attack.pt"])
+def test_damaged_files_give_one_kind_of_error(tmp_path: Path, suffix: str, count: int) -> None:
+    path, canary = tmp_path / f"x{suffix}", tmp_path / "canary"
     if suffix == ".safetensors":
         save_file(STATE, path)
     else:
-        torch.save(STATE, path, _use_new_zipfile_serialization=suffix == ".pt")
-    whole = path.read_bytes()
-    generator = torch.Generator().manual_seed(5)
-    for _ in range(150):
-        where, value = torch.randint(0, len(whole), (2,), generator=generator).tolist()
-        cut = tmp_path / f"cut{suffix}"
-        cut.write_bytes(whole[:where])
-        refused_quickly(cut)
-        changed = bytearray(whole)
-        changed[where] = value % 256
-        cut.write_bytes(changed)
+        state = {"a": worlds.Attack(canary)} if "attack" in suffix else STATE
+        torch.save(state, path, _use_new_zipfile_serialization=suffix == ".pt")
+    whole, dice = path.read_bytes(), random.Random(5)
+    refused = 0
+    for _ in range(count):
+        path.write_bytes(_damaged(whole, dice))
+        start = time.process_time()
         try:
-            read_state_dict(cut)  # a change may leave a readable file
+            read_state_dict(path)  # a change may leave a readable file
         except CheckpointError as error:
+            refused += 1
             assert str(error).isprintable()  # noqa: PT017
+        assert time.process_time() - start < 1
+    assert refused > count // 3
+    assert not canary.exists()
 
 
 def test_old_torch_does_not_unpickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

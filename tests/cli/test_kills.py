@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,20 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def test_weights_cut_while_they_are_mapped(bundle: Path, tmp_path: Path) -> None:
+    """A bus error cannot be caught; it is at least named, and what was made stays."""
+    weights = shutil.copytree(bundle, tmp_path / "model") / "dit.safetensors"
+    with started(tmp_path, *FILM, "--model_path", str(weights.parent)) as process:
+        end = time.monotonic() + LIMIT_S
+        while not (tmp_path / MOMENTS["plan"]).exists() and time.monotonic() < end:
+            time.sleep(0.003)
+        os.truncate(weights, 1000)
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == -signal.SIGBUS
+    assert "Bus error" in said
+    assert not (tmp_path / "film.mp4").exists()
 
 
 def killed(folder: Path, words: list[str], moment: str, delay_s: float) -> bool:
