@@ -37,6 +37,7 @@ from mmpl.checkpoint.search import (
     choose,
     choose_tokenizer,
     contents,
+    has,
     require_role,
 )
 from mmpl.errors import CheckpointError
@@ -268,11 +269,12 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
     """A model whose files are recognised by what they hold."""
     wanted = [role for role in FLAGS if role not in told]
     places = [contents(root)] if wanted else []
-    if path != root and any(_has_none(role, places[0]) for role in wanted):
+    if path != root and not all(has(role, places[0]) for role in wanted):
         places.append(contents(root.parent))  # as of transformer/x.safetensors in a whole folder
     networks: dict[Kind, Weights] = {}
     given: dict[str, Mapping[str, Any]] = {}
-    for part in PARTS:
+    # What is missing is told before what is there twice: files may be in each other's place.
+    for part in sorted(PARTS, key=lambda part: any(has(part, place) for place in places)):
         weights = require_role(part, told[part]) if part in told else None
         networks[part] = weights or choose(part, places)
         given[part] = _given(part, networks[part].path, part in told, places)
@@ -282,7 +284,7 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
     return ModelFolder(
         path=path,
         kind="wan",
-        files={part: weights.path for part, weights in networks.items()} | {"tokenizer": tokenizer},
+        files={part: networks[part].path for part in PARTS} | {"tokenizer": tokenizer},
         given=given,
         configs=_nominal(given, str(root)),
         defaults=defaults_of(
@@ -293,12 +295,6 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
         digests={},
         families={part: weights.family for part, weights in networks.items()},
     )
-
-
-def _has_none(role: Role, place: Contents) -> bool:
-    if role == "tokenizer":
-        return not place.tokenizers
-    return all(weights.network != role for weights in place.weights)
 
 
 def _given(part: Kind, file: Path, told: bool, places: Sequence[Contents]) -> Mapping[str, Any]:

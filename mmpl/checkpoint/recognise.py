@@ -36,7 +36,9 @@ TITLES: dict[Network, str] = {
     "other": "weights of no network that mmpl knows",
 }
 
-# A training checkpoint of 14B with averages and a critic takes about 10^5 operations.
+TRAINING = "a training checkpoint as Self-Forcing and MMPL save it"  # the family of its names
+
+# One of 14B with averages and a critic takes about 10^5 operations.
 _MOST_OPERATIONS = 500_000
 _LEGACY_BYTES = 16 * 2**20  # of an old pickle: what comes before the tensors' bytes is far less
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -157,7 +159,7 @@ def _texts(stream: BinaryIO) -> list[str]:
 
 def _family(network: Network, raw: frozenset[str], bare: set[str]) -> str:
     if {"generator", "generator_ema"} & raw:
-        return "a training checkpoint as Self-Forcing and MMPL save it"
+        return TRAINING
     if network == "text" and other_naming("text", bare):
         return "transformers and ComfyUI naming"
     if network in ("dit", "vae") and other_naming(network, bare):

@@ -102,6 +102,8 @@ def choose(role: Kind, places: Sequence[Contents]) -> Weights:
         whole = [weights for weights in found if not weights.relative]
         if len(whole) == 1:
             return whole[0]
+        if whole and place.damaged:  # the index of these shards, maybe
+            raise place.damaged[0]
         if whole:
             raise _several(role, place.folder, [weights.path for weights in whole])
         if found:
@@ -111,6 +113,13 @@ def choose(role: Kind, places: Sequence[Contents]) -> Weights:
             raise place.damaged[0]
     got = [f"{_below(places, weights.path)} ({weights.title})" for weights in seen]
     raise _missing(role, TITLES[role].split(" ", 1)[1], places, got)
+
+
+def has(role: Role, place: Contents) -> bool:
+    """Whether there is any candidate for a role."""
+    if role == "tokenizer":
+        return bool(place.tokenizers)
+    return any(weights.network == role for weights in place.weights)
 
 
 def choose_tokenizer(places: Sequence[Contents]) -> Path:
