@@ -6,6 +6,7 @@ a 14B model is looked through in a fraction of a second, whatever its files are 
 
 from __future__ import annotations
 
+import os
 import pickletools  # reads what a pickle would do, and does nothing of it
 import re
 import zipfile
@@ -132,10 +133,20 @@ def _pickle_texts(path: Path) -> list[str]:
         if not files.is_zip(path):
             return _legacy_texts(path)
         with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
-            return _texts(BytesIO(archive.read(name)))
+            listed = archive.infolist()
+        entry = next(e for e in listed if e.filename.split("/")[-1] == "data.pkl")
+        return _texts(BytesIO(_stored(path, entry)))
     except Exception as error:  # noqa: BLE001  a damaged pickle raises many types
         files.refuse_damaged(path, error)
+
+
+def _stored(path: Path, entry: zipfile.ZipInfo) -> bytes:
+    """An entry that is not compressed. Its checksum is not looked at: torch may leave it out."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        file.seek(name + extra, os.SEEK_CUR)
+        return file.read(entry.file_size)
 
 
 def _legacy_texts(path: Path) -> list[str]:
