@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from mmpl.checkpoint.bundle import Model, load_model
 from mmpl.checkpoint.convert import convert
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.checkpoint.folder import check_folder
+from mmpl.checkpoint.folder import check_folder, part_config
 from mmpl.checkpoint.frame_rate import fold_frame_rate
-from mmpl.checkpoint.names import official
+from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.published import given_of, network_of
 from mmpl.checkpoint.recognise import look
 from mmpl.errors import CheckpointError
+from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.params import to_flat
 from tests.checkpoint import worlds
 from tests.parity import golden
@@ -152,7 +154,7 @@ def test_part_of_a_frame_rate_is_not_dropped(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------- full-size key lists
 
-MANIFESTS = {
+MANIFESTS: dict[str, tuple[Kind, str]] = {
     "manifest_dit_t2v_1.3b": ("dit", "Wan2.1's own naming"),
     "manifest_dit_t2v_14b": ("dit", "Wan2.1's own naming"),
     "manifest_dit_t2v_14b_diffusers": ("dit", "diffusers naming"),
@@ -182,6 +184,21 @@ def test_real_key_lists_are_recognised(tmp_path: Path, name: str) -> None:
     assert not any(weights.relative for weights in seen)
     assert [weights.family for weights in seen[:2]] == [family] * 2
     assert "training checkpoint" in seen[2].family
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MANIFESTS if n.endswith(("_diffusers", "_transformers"))]
+)
+def test_real_configs_agree_with_their_shapes(name: str) -> None:
+    part, _ = MANIFESTS[name]
+    recorded = golden.document(name)
+    config = {"_class_name": recorded["info"]["class_name"], **recorded["info"]["config"]}
+    shapes = {key: tuple(shape) for key, shape in recorded["tensors"].items()}
+    given = given_of(part, config, where=name)
+    found = part_config(part, official(part, shapes, where=name), given, where=name)
+    large = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+    assert found == {"dit": large, "vae": VAEConfig(), "text": TextConfig()}[part]
+    assert network_of(config) == part
 
 
 @pytest.mark.parametrize("old", [False, True])

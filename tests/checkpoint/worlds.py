@@ -175,7 +175,7 @@ def write_comfy_folder(folder: Path, *, flat: bool = False) -> Path:
 def write_odd_folder(folder: Path) -> Path:
     """Official names in files called anything, without config.json; the VAE with a prefix (as
     Kijai's), the text encoder as an old pickle, the transformer inside a training checkpoint."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(prefixed(vae_state(), "model."), folder / "one.sft")
     torch.save(text_state(), folder / "two.bin", _use_new_zipfile_serialization=False)
     torch.save({"generator_ema": prefixed(dit_state(), "model."), "step": 3}, folder / "three.ckpt")

@@ -80,7 +80,7 @@ def test_inspect(gen: Gen, tmp_path: Path) -> None:
     assert "a diffusers folder, transformer of 3 layers, 48 wide" in out
     assert "vae/diffusion_pytorch_model.safetensors" in out
     assert "diffusers naming" in out
-    odd = worlds.write_odd_folder(tmp_path / "odd")
+    odd = worlds.write_odd_folder(tmp_path / "apart" / "odd")
     (odd / "one.sft").unlink()
     code, out, _ = gen("inspect", odd, plain=True)
     assert code == 0
