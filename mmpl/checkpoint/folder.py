@@ -45,7 +45,7 @@ from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
 BUNDLE_FORMAT = "mmpl-bundle"
 BUNDLE_VERSION = 1
-BUNDLE_FILES: dict[Role, str] = {
+BUNDLE_FILES: dict[str, str] = {
     "dit": "dit.safetensors",
     "vae": "vae.safetensors",
     "text": "text.safetensors",
@@ -189,15 +189,15 @@ def _role(path: Path) -> Role:
             where=str(path),
             wanted="an mmpl bundle, a folder of Wan weights, or one file of them",
         )
-    role = look(path).network
-    if role not in PARTS:
+    found = look(path)
+    role = next((part for part in PARTS if part == found.network), None)
+    if role is None:
         raise CheckpointError(
             "this is not a part of a model",
             where=str(path),
-            got=look(path).title,
+            got=found.title,
             wanted=", ".join(TITLES[part] for part in PARTS),
         )
-    require_role(role, path)
     return role
 
 
@@ -256,7 +256,7 @@ def _bundle(
     return ModelFolder(
         path=path,
         kind="mmpl",
-        files={part: root / name for part, name in BUNDLE_FILES.items()} | told,
+        files={**{part: root / name for part, name in BUNDLE_FILES.items()}, **told},
         given=given,
         configs=_nominal(given, where),
         defaults=sizes.build(Defaults, settings, where=f"{where}: defaults"),
@@ -284,7 +284,7 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
     return ModelFolder(
         path=path,
         kind="wan",
-        files={part: networks[part].path for part in PARTS} | {"tokenizer": tokenizer},
+        files={**{part: networks[part].path for part in PARTS}, "tokenizer": tokenizer},
         given=given,
         configs=_nominal(given, str(root)),
         defaults=defaults_of(

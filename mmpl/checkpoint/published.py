@@ -69,9 +69,9 @@ _VAE_IGNORED = (  # follow from the rest, or are for training
 )  # fmt: skip
 
 # FastWan's own steps are told 1000, 757 and 522; three with this shift 1000, 787 and 481.
-_DMD = {"solver": "few_step", "steps": 3, "shift": 1.85, "guidance_scale": 1.0}
+_DMD: dict[str, Any] = {"solver": "few_step", "steps": 3, "shift": 1.85, "guidance_scale": 1.0}
 # SkyReels-V2-DF's own settings, where a checkpoint tells the transformer the frame rate.
-_SKYREELS = {"fps": 24, "shift": 8.0, "guidance_scale": 6.0, "steps": 30}
+_SKYREELS: dict[str, Any] = {"fps": 24, "shift": 8.0, "guidance_scale": 6.0, "steps": 30}
 
 
 def network_of(config: Given) -> Kind | None:

@@ -20,7 +20,8 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
     """The checked folder, and the flags that name it and its parts from elsewhere."""
     model = {name: settings[name] for name in ("model_path", *PARTS) if name in settings}
     require_embedded(model)
-    folder, parts = model.get("model_path", EMBEDDED_MODEL), {}
+    folder = model.get("model_path", EMBEDDED_MODEL)
+    parts: dict[str, str] = {}
     for name in PARTS:
         if name not in model:
             continue
