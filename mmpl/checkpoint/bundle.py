@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -32,9 +31,11 @@ from mmpl.checkpoint.folder import (
     part_config,
     require_matching,
 )
+from mmpl.checkpoint.frame_rate import fold_frame_rate
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
+from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -96,22 +97,23 @@ class Encoders:
 
 
 def load_model(
-    folder: str | Path,
+    folder: str | Path | ModelFolder,
     *,
     checkpoint: str | Path | None = None,
     use_ema: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
-    """The model of an mmpl bundle or an official Wan2.1 folder. Raises CheckpointError.
+    """The model of an mmpl bundle or of Wan weights in any folder that `check_folder` reads, or
+    that it has read. Raises CheckpointError.
 
-    `checkpoint` (MMPL, Self-Forcing, CausVid) takes the place of the folder's transformer, whose
-    file may then be missing; of one with averaged weights these are taken unless `use_ema` is
-    False. `dtype` is the format of the transformer's matrix products, by default as stored; its
-    other weights are then held in float32 or better. The VAE is held in float32, the text encoder
-    as stored.
+    `checkpoint` (MMPL, Self-Forcing, CausVid), where the folder is not yet read, takes the place
+    of its transformer, whose file may then be missing; of one with averaged weights these are
+    taken unless `use_ema` is False. `dtype` is the format of the transformer's matrix products, by
+    default as stored; its other weights are then held in float32 or better. The VAE is held in
+    float32, the text encoder as stored.
     """
-    found = check_folder(folder, checkpoint=checkpoint)
+    found = _found(folder, checkpoint)
     parts, tokenizer, digests = _read(found, PARTS, use_ema)
     return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
 
@@ -128,17 +130,18 @@ class Transformer:
 def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Transformer:
     """The transformer of a folder that `check_folder` found, mapped where its file can be, so that
     nothing is read before it is used. Raises CheckpointError."""
-    path = found.files["dit"]
-    part = _recognised("dit", read_state_dict(path, use_ema=use_ema), found.given["dit"], str(path))
+    part = read_part(found, "dit", use_ema=use_ema)
     actual = digest(part.flat)
     _require_digests(found, {"dit": actual})
     return Transformer(part.flat, part.config, actual)
 
 
-def load_encoders(folder: str | Path, *, device: torch.device | str = "cpu") -> Encoders:
+def load_encoders(
+    folder: str | Path | ModelFolder, *, device: torch.device | str = "cpu"
+) -> Encoders:
     """VAE and text encoder of a folder that `load_model` reads, in the same formats; its
     transformer, much larger, is not loaded. Raises CheckpointError."""
-    parts, tokenizer, digests = _read(check_folder(folder), ("vae", "text"))
+    parts, tokenizer, digests = _read(_found(folder), ("vae", "text"))
     return _encoders(parts, tokenizer, digests, device)
 
 
@@ -161,7 +164,7 @@ def model_from_state_dicts(
     afterwards. See `load_model` for `dtype`. Raises CheckpointError.
     """
     states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
-    parts: dict[Kind, _Part] = {}
+    parts: dict[Kind, Part] = {}
     for part, flat in states.items():
         where = f"{part} state dict"
         require_plain(flat, where=where)
@@ -198,25 +201,32 @@ def write_bundle(
         for part, tree in (("dit", dit), ("vae", vae), ("text", text))
     }
     digests = {part: digest(flat) for part, flat in flats.items()}
-    digests["tokenizer"] = _text_digest(tokenizer_json)
+    digests["tokenizer"] = text_digest(tokenizer_json)
+    make_folder(path)
+    for part, flat in flats.items():
+        put_safetensors(path / BUNDLE_FILES[part], flat)
+    put(path / BUNDLE_FILES["tokenizer"], lambda file: file.write(tokenizer_json.encode()))
+    put_config(path, configs, defaults, digests)
+    return digests
+
+
+def put_config(
+    folder: Path, configs: Configs, defaults: Defaults, digests: Mapping[str, str]
+) -> None:
+    """Writes the config.json of a bundle, whose other files are there. Raises OutputError."""
     config = {
         "format": BUNDLE_FORMAT,
         "version": BUNDLE_VERSION,
         **{part: asdict(getattr(configs, part)) for part in PARTS},
         "defaults": asdict(defaults),
-        "digests": digests,
+        "digests": dict(digests),
     }
-    make_folder(path)
-    contents = {BUNDLE_FILES[part]: safetensors.torch.save(flat) for part, flat in flats.items()}
-    contents[BUNDLE_FILES["tokenizer"]] = tokenizer_json.encode()
-    contents[CONFIG_FILE] = json.dumps(config, indent=1, ensure_ascii=False).encode()
-    for name, content in contents.items():
-        put(path / name, lambda file, content=content: file.write(content))
-    return digests
+    text = json.dumps(config, indent=1, ensure_ascii=False)
+    put(folder / CONFIG_FILE, lambda file: file.write(text.encode()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
+class Part:
     """One network's weights under official names, checked against the config of their shapes."""
 
     flat: dict[str, Tensor]
@@ -224,14 +234,17 @@ class _Part:
     where: str
 
 
+def _found(folder: str | Path | ModelFolder, checkpoint: str | Path | None = None) -> ModelFolder:
+    if isinstance(folder, ModelFolder):
+        return folder
+    return check_folder(folder, checkpoint=checkpoint)
+
+
 def _read(
     found: ModelFolder, wanted: tuple[Kind, ...], use_ema: bool | None = None
-) -> tuple[dict[Kind, _Part], Tokenizer, dict[str, str]]:
+) -> tuple[dict[Kind, Part], Tokenizer, dict[str, str]]:
     """The `wanted` parts of a folder, its tokenizer, and the digests of both."""
-    parts: dict[Kind, _Part] = {}
-    for part in wanted:
-        flat = read_state_dict(found.files[part], use_ema=use_ema if part == "dit" else None)
-        parts[part] = _recognised(part, flat, found.given[part], str(found.files[part]))
+    parts = {part: read_part(found, part, use_ema=use_ema) for part in wanted}
     where = found.files["tokenizer"]
     tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
     digests = _digests(parts, tokenizer_json)
@@ -239,7 +252,15 @@ def _read(
     return parts, Tokenizer(tokenizer_json, where=str(where)), digests
 
 
-def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> _Part:
+def read_part(found: ModelFolder, part: Kind, *, use_ema: bool | None = None) -> Part:
+    """One network of a folder that `check_folder` found, mapped where its file can be; `use_ema` is
+    for the transformer alone. Raises CheckpointError."""
+    path = found.files[part]
+    flat = read_state_dict(path, use_ema=use_ema if part == "dit" else None)
+    return _recognised(part, flat, found.given[part], str(path))
+
+
+def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> Part:
     flat = official(part, flat, where=where)
     for name, tensor in flat.items():
         if tensor.dtype not in FLOATS:
@@ -249,14 +270,16 @@ def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str
                 got=f"{ascii(name)[:80]} of {tensor.dtype}",
                 wanted="float32, float16 or bfloat16",
             )
+    if part == "dit":
+        flat = fold_frame_rate(flat)
     shapes = {name: tuple(tensor.shape) for name, tensor in flat.items()}
     config = part_config(part, shapes, given, where=where)
     check_shapes(flat, _SHAPES[part](config), where=where)
-    return _Part(flat, config, where)
+    return Part(flat, config, where)
 
 
 def _model(
-    parts: Mapping[Kind, _Part],
+    parts: Mapping[Kind, Part],
     tokenizer: Tokenizer,
     defaults: Defaults,
     digests: Mapping[str, str],
@@ -286,7 +309,7 @@ def _model(
 
 
 def _encoders(
-    parts: Mapping[Kind, _Part],
+    parts: Mapping[Kind, Part],
     tokenizer: Tokenizer,
     digests: Mapping[str, str],
     device: torch.device | str,
@@ -323,10 +346,10 @@ def _require_digests(found: ModelFolder, actual: Mapping[str, str]) -> None:
             )
 
 
-def _digests(parts: Mapping[Kind, _Part], tokenizer_json: str) -> dict[str, str]:
+def _digests(parts: Mapping[Kind, Part], tokenizer_json: str) -> dict[str, str]:
     digests: dict[str, str] = {part: digest(read.flat) for part, read in parts.items()}
-    return digests | {"tokenizer": _text_digest(tokenizer_json)}
+    return digests | {"tokenizer": text_digest(tokenizer_json)}
 
 
-def _text_digest(text: str) -> str:
+def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

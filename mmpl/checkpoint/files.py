@@ -166,7 +166,7 @@ def shard_headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
     if path.suffix != ".json":
         return {path: read_header(path)}
     headers: dict[Path, dict[str, TensorInfo]] = {}
-    for shard, names in _shards(path).items():
+    for shard, names in index_shards(path).items():
         headers[path.parent / shard] = header = read_header(path.parent / shard)
         astray = sorted(names.symmetric_difference(header))
         if astray:
@@ -179,7 +179,8 @@ def shard_headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
     return headers
 
 
-def _shards(path: Path) -> dict[str, set[str]]:
+def index_shards(path: Path) -> dict[str, set[str]]:
+    """File name -> the tensors in it, as an .index.json says."""
     table = read_json(path, MAX_JSON_BYTES).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CheckpointError(

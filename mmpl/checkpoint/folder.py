@@ -1,44 +1,59 @@
 """Model folders: which files they hold, and what can be said of them before loading. No torch.
 
 Two kinds. `mmpl`: config.json (all configs and defaults), dit.safetensors, vae.safetensors,
-text.safetensors, tokenizer.json. `wan`: a folder as Wan2.1 is published, whose transformer an
-MMPL or Self-Forcing checkpoint can replace.
+text.safetensors, tokenizer.json. `wan`: any folder with the weights of a Wan model, as Wan2.1,
+diffusers, ComfyUI and others publish them, told by what the files hold and never by their names.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmpl.checkpoint import files, sizes
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.published import defaults_of, given_of, network_of
+from mmpl.checkpoint.recognise import (
+    INDEX_SUFFIX,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIXES,
+    SUFFIXES,
+    TITLES,
+    Weights,
+    look,
+    unreadable,
+)
+from mmpl.checkpoint.search import (
+    CONFIG_FILE,
+    FLAGS,
+    MAX_TOKENIZER_BYTES,
+    TOKENIZER_FILE,
+    Contents,
+    Role,
+    choose,
+    choose_tokenizer,
+    contents,
+    has,
+    require_role,
+)
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
 BUNDLE_FORMAT = "mmpl-bundle"
 BUNDLE_VERSION = 1
-BUNDLE_FILES = {
+BUNDLE_FILES: dict[str, str] = {
     "dit": "dit.safetensors",
     "vae": "vae.safetensors",
     "text": "text.safetensors",
-    "tokenizer": "tokenizer.json",
+    "tokenizer": TOKENIZER_FILE,
 }
-WAN_FILES = {
-    "vae": "Wan2.1_VAE.pth",
-    "text": "models_t5_umt5-xxl-enc-bf16.pth",
-    "tokenizer": "google/umt5-xxl/tokenizer.json",
-}
-WAN_DIT = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
-CONFIG_FILE = "config.json"
-MAX_TOKENIZER_BYTES = 64 * 2**20
+INDEX_FILE = "model_index.json"  # of diffusers: which pipeline the networks belong to
 
 PARTS: tuple[Kind, ...] = ("dit", "vae", "text")
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -57,7 +72,8 @@ class ModelFolder:
 
     `configs` are those of the tensors where a header could be read; for networks in pickles,
     whose sizes are known only after loading, those of config.json or of Wan2.1. `given` is the
-    part of config.json about each network, `digests` what its weights must hash to.
+    part of config.json about each network, `digests` what its weights must hash to, `families`
+    whose way of naming tensors each network was saved in.
     """
 
     path: Path
@@ -67,16 +83,37 @@ class ModelFolder:
     configs: Configs
     defaults: Defaults
     digests: Mapping[str, str]
+    families: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What kind of folder it is, for people."""
+        if self.kind == "mmpl":
+            return "mmpl bundle"
+        families = " ".join(self.families.values())
+        named = next((name for name in ("diffusers", "ComfyUI") if name in families), "Wan2.1")
+        return f"{named} folder"
 
 
-def check_folder(folder: str | Path, *, checkpoint: str | Path | None = None) -> ModelFolder:
-    """Everything that can be said of a model folder in a fraction of a second.
+def check_folder(
+    folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> ModelFolder:
+    """Everything that can be said of a model in a fraction of a second.
 
-    Config, presence and kind of every file, headers of safetensors files, tables of contents of
-    pickles; `checkpoint` takes the place of the folder's transformer. Loads no weights and runs
+    `folder` may also be one file of weights: what it does not hold is then taken from the folder
+    it is in, or the one above. `checkpoint` takes the place of the transformer, `vae`,
+    `text_encoder` and `tokenizer` of those. Looks at configs, presence and kind of every file,
+    headers of safetensors files, tables of contents of pickles. Loads no weights and runs
     nothing. Raises CheckpointError.
     """
-    found = open_folder(folder, checkpoint=checkpoint)
+    found = open_folder(
+        folder, checkpoint=checkpoint, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+    )
     configs = found.configs
     files.require_whole_json(found.files["tokenizer"], MAX_TOKENIZER_BYTES)
     for part in PARTS:
@@ -118,29 +155,55 @@ def require_matching(configs: Configs, defaults: Defaults, *, where: str) -> Non
         )
 
 
-def open_folder(folder: str | Path, *, checkpoint: str | Path | None = None) -> ModelFolder:
-    """The folder's config and the paths of its files, which exist. Raises CheckpointError."""
-    path = Path(folder)
+def open_folder(
+    folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> ModelFolder:
+    """The model's config and the paths of its files, which exist; see `check_folder`. Raises
+    CheckpointError."""
+    path = root = Path(folder)
+    flags = zip(FLAGS, (checkpoint, vae, text_encoder, tokenizer), strict=True)
+    told = {role: Path(file) for role, file in flags if file is not None}
     if not os.path.isdir(path):
+        root = path.parent
+        told = {_role(path): path, **told}
+    config = _json(root / CONFIG_FILE)
+    bundle = "format" in config
+    found = _bundle(path, root, config, told) if bundle else _searched(path, root, told)
+    for role, file in found.files.items():
+        files.require_file(file)
+        if role != "tokenizer":
+            is_pickle(file)  # refuses other formats
+    return found
+
+
+def _role(path: Path) -> Role:
+    """Which network's weights the file given as a model holds."""
+    if not os.path.lexists(path) or not path.name.endswith(SUFFIXES):
         raise CheckpointError(
             "no such model folder",
             where=str(path),
-            wanted="an mmpl bundle or an official Wan2.1 folder",
+            wanted="an mmpl bundle, a folder of Wan weights, or one file of them",
         )
-    config = files.read_json(path / CONFIG_FILE)
-    where = str(path / CONFIG_FILE)
-    found = _bundle(path, config, where) if "format" in config else _wan(path, config, where)
-    paths = dict(found.files)
-    if checkpoint is not None:
-        paths["dit"] = Path(checkpoint)
-    elif found.kind == "wan":
-        paths["dit"] = _wan_dit(path)
-    for name, file in paths.items():
-        files.require_file(file)
-        if name != "tokenizer":
-            is_pickle(file)  # refuses other formats
-    digests = {k: v for k, v in found.digests.items() if checkpoint is None or k != "dit"}
-    return replace(found, files=paths, digests=digests)
+    found = look(path)
+    role = next((part for part in PARTS if part == found.network), None)
+    if role is None:
+        raise CheckpointError(
+            "this is not a part of a model",
+            where=str(path),
+            got=found.title,
+            wanted=", ".join(TITLES[part] for part in PARTS),
+        )
+    return role
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no such file."""
+    return files.read_json(path) if os.path.lexists(path) else {}
 
 
 def part_config(
@@ -155,17 +218,15 @@ def is_pickle(path: Path) -> bool:
     """True for a pickle, False for safetensors or its index, by suffix; others are refused."""
     if path.suffix in PICKLE_SUFFIXES:
         return True
-    if path.suffix in SAFETENSORS_SUFFIXES or path.name.endswith(".index.json"):
+    if path.suffix in SAFETENSORS_SUFFIXES or path.name.endswith(INDEX_SUFFIX):
         return False
-    raise CheckpointError(
-        "weights in this format cannot be read",
-        where=str(path),
-        got=path.suffix or "no suffix",
-        wanted="one of " + " ".join((*SAFETENSORS_SUFFIXES, ".index.json", *PICKLE_SUFFIXES)),
-    )
+    raise unreadable(path)
 
 
-def _bundle(path: Path, config: Mapping[str, Any], where: str) -> ModelFolder:
+def _bundle(
+    path: Path, root: Path, config: Mapping[str, Any], told: Mapping[Role, Path]
+) -> ModelFolder:
+    where = str(root / CONFIG_FILE)
     if config["format"] != BUNDLE_FORMAT or config.get("version") != BUNDLE_VERSION:
         raise CheckpointError(
             "unknown kind of bundle",
@@ -191,28 +252,66 @@ def _bundle(path: Path, config: Mapping[str, Any], where: str) -> ModelFolder:
     digests = config["digests"]
     if not set(digests) <= set(BUNDLE_FILES) or not all(type(v) is str for v in digests.values()):
         raise CheckpointError("digests are not one text per part", where=where)
+    looked = {role: require_role(role, file) for role, file in told.items()}
     return ModelFolder(
         path=path,
         kind="mmpl",
-        files={part: path / name for part, name in BUNDLE_FILES.items()},
+        files={**{part: root / name for part, name in BUNDLE_FILES.items()}, **told},
         given=given,
         configs=_nominal(given, where),
         defaults=sizes.build(Defaults, settings, where=f"{where}: defaults"),
-        digests=digests,
+        digests={part: value for part, value in digests.items() if part not in told},
+        families={role: weights.family for role, weights in looked.items() if weights},
     )
 
 
-def _wan(path: Path, config: Mapping[str, Any], where: str) -> ModelFolder:
-    given = {"dit": sizes.official_config(config, where=where), "vae": {}, "text": {}}
+def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
+    """A model whose files are recognised by what they hold."""
+    wanted = [role for role in FLAGS if role not in told]
+    places = [contents(root)] if wanted else []
+    if path != root and not all(has(role, places[0]) for role in wanted):
+        places.append(contents(root.parent))  # as of transformer/x.safetensors in a whole folder
+    networks: dict[Kind, Weights] = {}
+    given: dict[str, Mapping[str, Any]] = {}
+    # What is missing is told before what is there twice: files may be in each other's place.
+    for part in sorted(PARTS, key=lambda part: any(has(part, place) for place in places)):
+        weights = require_role(part, told[part]) if part in told else None
+        networks[part] = weights or choose(part, places)
+        given[part] = _given(part, networks[part].path, part in told, places)
+    tokenizer = told["tokenizer"] if "tokenizer" in told else choose_tokenizer(places)
+    roots = [place.folder for place in places] or [root]
+    index = next((p for p in (f / INDEX_FILE for f in roots) if os.path.lexists(p)), None)
     return ModelFolder(
         path=path,
         kind="wan",
-        files={part: path / name for part, name in WAN_FILES.items()},
+        files={**{part: networks[part].path for part in PARTS}, "tokenizer": tokenizer},
         given=given,
-        configs=_nominal(given, where),
-        defaults=Defaults(),
+        configs=_nominal(given, str(root)),
+        defaults=defaults_of(
+            _json(index) if index else {},
+            tells_frame_rate=networks["dit"].tells_frame_rate,
+            where=str(index),
+        ),
         digests={},
+        families={part: weights.family for part, weights in networks.items()},
     )
+
+
+def _given(part: Kind, file: Path, told: bool, places: Sequence[Contents]) -> Mapping[str, Any]:
+    """What the config.json beside a network's file says of it. A transformer that was given from
+    elsewhere is held to the config of the folder whose own it replaces."""
+    beside = file.parent / CONFIG_FILE
+    config = _json(beside)
+    about = network_of(config)
+    if config and (about == part or (part == "dit" and about is None)):
+        return given_of(part, config, where=str(beside))
+    if part == "dit" and told:
+        for path in (path for place in places for path in place.configs):
+            config = _json(path)
+            about = network_of(config)
+            if about == "dit" or (about is None and path.parent == places[0].folder):
+                return given_of("dit", config, where=str(path))
+    return {}
 
 
 def _nominal(given: Mapping[str, Mapping[str, Any]], where: str) -> Configs:
@@ -220,18 +319,6 @@ def _nominal(given: Mapping[str, Mapping[str, Any]], where: str) -> Configs:
         dit=sizes.nominal_dit(given["dit"], where=where),
         vae=sizes.build(VAEConfig, given["vae"], where=where),
         text=sizes.build(TextConfig, given["text"], where=where),
-    )
-
-
-def _wan_dit(path: Path) -> Path:
-    for name in WAN_DIT:
-        if os.path.lexists(path / name):
-            return path / name
-    raise CheckpointError(
-        "the folder holds no transformer weights",
-        where=str(path),
-        wanted=" or ".join(WAN_DIT),
-        todo="download them, or give a checkpoint that replaces them",
     )
 
 

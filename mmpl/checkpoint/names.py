@@ -38,6 +38,16 @@ def _joined(places: Rules, parts: Rules) -> Rules:
     )
 
 
+# SkyReels-V2-DF 1.3B alone, which adds something for 16 or 24 frames a second.
+FRAME_RATE = "fps_"
+_FRAME_RATE_PLACES: Rules = (
+    ("fps_embedding", "fps_embedding"),
+    ("fps_projection.0", "fps_projection.net.0.proj"),
+    ("fps_projection.2", "fps_projection.net.2"),
+)
+# What ComfyUI's text encoders hold beside their weights: a tokenizer as bytes.
+_EMBEDDED_TOKENIZER = "spiece_model"
+
 _DIT_TOP: Rules = (
     ("patch_embedding", "patch_embedding"),
     ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
@@ -122,7 +132,7 @@ _VAE_PARTS: Rules = (
 )
 
 _TABLES: dict[Kind, Rules] = {
-    "dit": _DIT_TOP + _joined((("blocks.#", "blocks.#"),), _DIT_BLOCK),
+    "dit": _DIT_TOP + _FRAME_RATE_PLACES + _joined((("blocks.#", "blocks.#"),), _DIT_BLOCK),
     "text": _TEXT_TOP + _joined((("blocks.#", "encoder.block.#"),), _TEXT_BLOCK),
     "vae": _VAE_TOP + _joined(_VAE_PLACES, _VAE_PARTS),
 }
@@ -148,6 +158,8 @@ _VARIANTS: tuple[tuple[str, str], ...] = (
     (r"^img_emb\.emb_pos$", "Wan first-last-frame (CLIP image conditioning)"),
     (r"^img_emb\.|\.(k_img|v_img|norm_k_img)\.|\.add_[kv]_proj\.", "Wan I2V with CLIP"),
     (r"^condition_embedder\.image_embedder\.", "Wan I2V with CLIP"),
+    (r"\.to_gate_compress\.", "a Wan with video sparse attention (FastWan VSA)"),
+    (r"\.cam_encoder\.", "Wan ReCamMaster"),
     (r"(^|\.)(audio|motion|face)_(proj|encoder|adapter|injector)", "Wan with audio or pose input"),
     (r"(^|\.)scaled_fp8$|\.(scale_weight|scale_input|weight_scale)$", "a quantised (fp8) Wan"),
 )
@@ -171,12 +183,19 @@ def official(kind: Kind, flat: Mapping[str, Value], *, where: str) -> dict[str, 
     """
     entries = bare(flat, where=where)
     refuse_variants(entries, where=where)
-    pattern = re.compile(_OTHER_NAMING[kind])
-    if not any(pattern.match(name) for name in entries):
+    if kind == "text":
+        entries.pop(_EMBEDDED_TOKENIZER, None)
+    if not other_naming(kind, entries):
         return entries
     if {"shared.weight", "encoder.embed_tokens.weight"} <= set(entries):
         del entries["encoder.embed_tokens.weight"]  # tied: readers of such files take `shared`
     return _renamed(entries, lambda name: to_official(kind, name) or name, where=where)
+
+
+def other_naming(kind: Kind, names: Iterable[str]) -> bool:
+    """Whether bare names are those of diffusers (DiT, VAE) or transformers (text)."""
+    match = re.compile(_OTHER_NAMING[kind]).match
+    return any(match(name) for name in names)
 
 
 def bare_name(name: str) -> str:
@@ -194,15 +213,26 @@ def bare(flat: Mapping[str, Value], *, where: str) -> dict[str, Value]:
 
 def refuse_variants(names: Iterable[str], *, where: str) -> None:
     """Raises CheckpointError when the names belong to a relative of Wan that cannot be run."""
-    for name in names:
-        for pattern, variant in _VARIANTS:
-            if re.search(pattern, name):
-                raise CheckpointError(
-                    f"this is {variant}, which is not supported",
-                    where=where,
-                    got=f"key {_shown(name)}",
-                    wanted="a Wan2.1 text-to-video model or one fine-tuned from it",
-                )
+    found = variant_of(names)
+    if found is not None:
+        name, variant = found
+        raise CheckpointError(
+            f"this is {variant}, which is not supported",
+            where=where,
+            got=f"key {_shown(name)}",
+            wanted="a Wan2.1 text-to-video model or one fine-tuned from it",
+        )
+
+
+def variant_of(names: Iterable[str]) -> tuple[str, str] | None:
+    """A name that only a relative of Wan has, and which it is; None for Wan itself."""
+    listed = list(names)
+    for pattern, variant in _VARIANTS:
+        search = re.compile(pattern).search
+        for name in listed:
+            if search(name):
+                return name, variant
+    return None
 
 
 def _renamed(

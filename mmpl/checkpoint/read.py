@@ -76,8 +76,9 @@ def digest(flat: Mapping[str, Tensor]) -> str:
     """
     sha = hashlib.sha256()
     for name in sorted(flat):
-        tensor = flat[name].detach().reshape(-1)
-        sha.update(f"{name} {tensor.dtype} {tuple(flat[name].shape)}\n".encode())
+        whole_tensor = flat[name].detach()  # once: some mappings make it anew
+        tensor = whole_tensor.reshape(-1)
+        sha.update(f"{name} {tensor.dtype} {tuple(whole_tensor.shape)}\n".encode())
         ends = _END_BYTES // tensor.element_size()
         whole = tensor.numel() * tensor.element_size() <= _WHOLE_BYTES
         for part in (tensor,) if whole else (tensor[:ends], tensor[-ends:]):

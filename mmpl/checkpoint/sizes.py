@@ -26,7 +26,7 @@ MAX_TEXT_LEN = 8192
 MAX_WHOLE = 2**31
 
 # Dim -> what people call the model, for messages.
-_KNOWN_DIMS = {1536: "Wan2.1 1.3B", 5120: "Wan2.1 14B", 3072: "Wan2.2 5B"}
+KNOWN_DIMS = {1536: "Wan2.1 1.3B", 5120: "Wan2.1 14B", 3072: "Wan2.2 5B"}
 
 
 def typed(cls: type, given: Given, *, where: str) -> dict[str, Any]:
@@ -146,32 +146,6 @@ def vae_config(shapes: Shapes, given: Given, *, where: str) -> VAEConfig:
     return config
 
 
-def official_config(given: Given, *, where: str) -> dict[str, Any]:
-    """The DiTConfig entries of an official Wan `config.json`; refuses other models' configs."""
-    if "num_attention_heads" in given or given.get("_class_name") == "WanTransformer3DModel":
-        raise CheckpointError(
-            "this is a diffusers config, which is not read yet",
-            where=where,
-            todo="use the official Wan2.1 folder of the same model",
-        )
-    rest = {name: value for name, value in given.items() if not name.startswith("_")}
-    for name, wanted in (
-        ("model_type", "t2v"),
-        ("qk_norm", True),
-        ("cross_attn_norm", True),
-        ("window_size", [-1, -1]),
-    ):
-        value = rest.pop(name, wanted)
-        if value != wanted:
-            raise CheckpointError(
-                f"{name} is not that of a text-to-video Wan2.1",
-                where=where,
-                got=ascii(value)[:60],
-                wanted=repr(wanted),
-            )
-    return typed(DiTConfig, rest, where=where)
-
-
 def _agreed(found: dict[str, Any], given: Given, where: str) -> dict[str, Any]:
     """Both together; raises CheckpointError where they contradict each other."""
     wrong = [name for name in found if name in given and given[name] != found[name]]
@@ -188,7 +162,7 @@ def _agreed(found: dict[str, Any], given: Given, where: str) -> dict[str, Any]:
 
 def _described(values: Given, names: list[str]) -> str:
     text = ", ".join(f"{name} {values[name]}" for name in names)
-    known = _KNOWN_DIMS.get(values["dim"]) if "dim" in names else None
+    known = KNOWN_DIMS.get(values["dim"]) if "dim" in names else None
     return f"{text} ({known})" if known else text
 
 

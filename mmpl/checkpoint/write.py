@@ -5,10 +5,13 @@ The one place that pickles: dictionaries of plain tensors, nothing else.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +22,12 @@ from mmpl.checkpoint.folder import is_pickle
 from mmpl.checkpoint.read import EMA_KEY, PLAIN_KEYS
 from mmpl.media import durable
 
+_FORMATS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 _INSIDE = "model."  # where the released code's generator keeps its network
 
 
@@ -61,6 +70,32 @@ def put_safetensors(
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def put_streamed(
+    path: Path,
+    flat: Mapping[str, Tensor],
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> None:
+    """As `put_safetensors`, asking `flat` for one tensor after the other; `entries` say format and
+    shape of each beforehand. Raises OutputError."""
+    order = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))  # keeps alignment
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = entries[name]
+        begin, end = end, end + dtype.itemsize * prod(shape)
+        header[name] = {"dtype": _FORMATS[dtype], "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = flat[name].detach().cpu().contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    durable.put(path, write)
 
 
 def _plain(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from mmpl.wan.choices import BACKENDS, NOISE_MODES, SOLVERS
 
 REVISE = ("reroll", "extend")  # verbs that change a job before they go on with it
 GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
-VERBS = (*GO_ON, "plan", "inspect")
+VERBS = (*GO_ON, "plan", "inspect", "convert")
 ATTENTION = ("auto", *BACKENDS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -48,6 +48,14 @@ def split(argv: Sequence[str]) -> tuple[str, str, list[str]]:
             got=rest[0] if rest else "nothing",
             wanted=f"mmpl-gen {verb} {'JOB' if verb in GO_ON else 'PATH'} [flags]",
         )
+    if verb == "convert":
+        if len(rest) < 2 or rest[1].startswith("-"):
+            raise ArgumentError(
+                "convert to what?",
+                got=rest[1] if len(rest) > 1 else "nothing",
+                wanted="mmpl-gen convert PATH FOLDER [flags]",
+            )
+        return verb, rest[0], ["--output", *rest[1:]]
     return verb, rest[0], rest[1:]
 
 
@@ -194,13 +202,17 @@ FLAGS = (
         + ", ".join(PRESETS), **one_of(*PRESETS), default="{layout_t2v}",
     ),
     Flag(
-        "model_path", MODEL, "FOLDER", "an mmpl bundle or an official Wan2.1 folder",
+        "model_path", MODEL, "PATH", "an mmpl bundle, a folder of Wan2.1 weights (official, "
+        "diffusers, ComfyUI), or one file of them with the rest around it",
         default="the embedded weights/tiny", aliases=("ckpt_dir",),
     ),
     Flag(
         "checkpoint", MODEL, "FILE", "an MMPL checkpoint to use in place "
         "of the folder's transformer",
     ),
+    Flag("vae", MODEL, "FILE", "a video VAE to use in place of the folder's"),
+    Flag("text_encoder", MODEL, "FILE", "an umT5 encoder to use in place of the folder's"),
+    Flag("tokenizer", MODEL, "FILE", "a tokenizer.json to use in place of the folder's"),
     Flag(
         "device", MACHINE, "NAME", "auto, cpu, cuda, cuda:1", _device,
         "auto, cpu, cuda or cuda:N", "auto",
@@ -293,11 +305,13 @@ GEN = Command(
     "       mmpl-gen resume JOB [flags]\n"
     '       mmpl-gen reroll JOB --segment N [--seed N] [--prompt "..."]\n'
     "       mmpl-gen extend JOB --duration 90s\n"
-    "       mmpl-gen inspect JOB|FILM|MODEL",
+    "       mmpl-gen inspect JOB|FILM|MODEL\n"
+    "       mmpl-gen convert MODEL FOLDER [--dtype bfloat16] [--overwrite]",
     description="Makes a film from a prompt by Macro-from-Micro Planning. plan: the storyboard "
     "alone. resume, or populate: a film whose job folder was begun, to its end. reroll: one "
     "segment of it anew, and those that start from it. extend: a longer film from it. inspect: "
-    "what something is, and what is missing of it.",
+    "what something is, and what is missing of it. convert: any model as one folder of "
+    "safetensors.",
     epilog="Hyphens may stand for underscores. The path of the film, or of the storyboard, is "
     "printed on stdout, all else on stderr. Exit codes: 0 complete, 1 internal error, 2 wrong "
     "argument, 3 input file refused, 4 output or disk, 5 processes lost, 6 job folder of another "

@@ -107,7 +107,7 @@ def claims(argv: Sequence[str], console: Console) -> int:
     from mmpl.generate import load_model
 
     torch.set_num_threads(given.get("threads", cores()))
-    model = load_model(folder.path)
+    model = load_model(folder)
     settings = _settings(film, model)
     units = units_of(budget)
     durable.make_folder(runs)

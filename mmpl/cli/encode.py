@@ -113,7 +113,7 @@ def encode(argv: Sequence[str], console: Console) -> int:
 
     torch.set_num_threads(given.get("threads", cores()))
     device = training.require_device(given.get("device", "cpu"))
-    encoders = load_encoders(folder.path, device=device)
+    encoders = load_encoders(folder, device=device)
     listed = list(refused)
     for event in encode_clips(sources, choices, encoders, output, workers=workers, refused=refused):
         if isinstance(event, ShardDamaged):

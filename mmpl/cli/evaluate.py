@@ -129,7 +129,7 @@ def _command(argv: list[str], console: Console) -> int:
     from mmpl.generate import load_model
 
     torch.set_num_threads(given.get("threads", cores()))
-    _measure(load_model(folder.path), request, film, given, console)
+    _measure(load_model(folder), request, film, given, console)
     return 0
 
 

@@ -54,10 +54,8 @@ def _command(argv: list[str], console: Console) -> int:
     here = place()
     aside = here is not None and here.rank > 0 and not here.first_of_machine
     console.quiet = "quiet" in given or aside
-    if verb == "inspect":
-        from mmpl.cli.inspect import report  # takes a moment that --help need not wait for
-
-        print_result(report(subject, _program(), model.EMBEDDED_MODEL))
+    if verb in ("inspect", "convert"):
+        print_result(_about_model(verb, subject, given, console))
         return 0
     for name in ("segment", "keep_tail"):
         if name in given and verb != "reroll":
@@ -82,6 +80,15 @@ def _command(argv: list[str], console: Console) -> int:
         if name in given:
             return act(settings, console)
     return _make(settings, record, here, argv, console)
+
+
+def _about_model(verb: str, subject: str, given: Mapping[str, Any], console: Console) -> str:
+    """What `inspect` has to say, or the folder that `convert` has written."""
+    from mmpl.cli import convert, inspect  # takes a moment that --help need not wait for
+
+    if verb == "convert":
+        return convert.convert(subject, given, console)
+    return inspect.report(subject, _program(), model.EMBEDDED_MODEL)
 
 
 def _make_all(settings: dict[str, Any], console: Console) -> int:

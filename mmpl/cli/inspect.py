@@ -10,20 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmpl.checkpoint.folder import check_folder, part_config
-from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.folder import PARTS, ModelFolder, check_folder, part_config
+from mmpl.checkpoint.names import official
+from mmpl.checkpoint.recognise import SUFFIXES, Weights, look
+from mmpl.checkpoint.search import contents
+from mmpl.checkpoint.sizes import KNOWN_DIMS
 from mmpl.cli import job
+from mmpl.cli.model import model_folder
 from mmpl.cli.shell import printable
-from mmpl.errors import InputError, MmplError
+from mmpl.errors import CheckpointError, InputError, MmplError
 from mmpl.film.job import GIVEN_FILE, JOB_FILE, REPORT, STORYBOARD
 from mmpl.film.settings import Film
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth")
-_NETWORKS: dict[Kind, tuple[str, str]] = {  # and a weight that each has
-    "dit": ("a transformer", "patch_embedding.weight"),
-    "vae": ("a video VAE", "encoder.conv1.weight"),
-    "text": ("a text encoder", "token_embedding.weight"),
-}
 _SIZES = "dim", "num_layers", "z_dim"
 
 
@@ -36,7 +34,7 @@ def report(path: str, program: str, embedded: Path) -> str:
         lines = _model(path)
     elif path.lower().endswith(".mp4"):
         lines = _film(path, program)
-    elif path.lower().endswith(_WEIGHTS):
+    elif path.endswith(SUFFIXES):
         lines = _weights(path)
     else:
         raise InputError(
@@ -52,9 +50,7 @@ def _job(folder: Path, program: str, embedded: Path) -> Iterator[str]:
     from mmpl.generate import Store  # torch comes with it
 
     record = job.read_record(str(folder))
-    model = check_folder(
-        record.settings.get("model_path", embedded), checkpoint=record.settings.get("checkpoint")
-    )
+    model, _ = model_folder({"model_path": str(embedded), **record.settings})
     film = job.film_for(job.request_of(record.settings, record.settings["seed"]), model)
     yield f"{folder}: the job of {_described(film)}"
     yield from _settings(record.settings)
@@ -97,12 +93,22 @@ def _film(path: str, program: str) -> Iterator[str]:
 
 
 def _model(path: str) -> Iterator[str]:
-    folder = check_folder(path)
+    """A folder: its model, or what keeps it from being one."""
+    try:
+        folder = check_folder(path)
+    except CheckpointError as error:
+        place = contents(Path(path))
+        if not place.weights:
+            raise
+        yield f"{path}: not a whole model"
+        for weights in place.weights:
+            yield f"  {os.path.relpath(weights.path, path)}: {_named(weights)}"
+        yield f"  missing  {error}"
+        return
     dit = folder.configs.dit
-    kind = {"mmpl": "an mmpl bundle", "wan": "a Wan2.1 folder"}[folder.kind]
-    yield f"{path}: {kind}, transformer of {dit.num_layers} layers, {dit.dim} wide"
-    for part, file in folder.files.items():
-        yield f"  {part:10}{file.name}, {os.stat(file).st_size / 1e6:.1f} MB"
+    kind = "an mmpl bundle" if folder.kind == "mmpl" else f"a {folder.title}"
+    yield f"{path}: {kind}, transformer of {dit.num_layers} layers, {dit.dim} wide{_known(dit.dim)}"
+    yield from _parts(folder)
     defaults = folder.defaults
     yield (
         f"  usually  {defaults.width}x{defaults.height} at {defaults.fps} fps, {defaults.solver}, "
@@ -110,32 +116,62 @@ def _model(path: str) -> Iterator[str]:
     )
 
 
+def _parts(folder: ModelFolder) -> Iterator[str]:
+    """The file that is used for each part of a model."""
+    for part, file in folder.files.items():
+        name = os.path.relpath(file, folder.path if folder.path.is_dir() else folder.path.parent)
+        family = folder.families.get(part, "")
+        size = f"{os.stat(file).st_size / 1e6:.1f} MB"
+        yield f"  {part:10}{name}, {size}{f', {family}' if family else ''}"
+
+
+def _named(weights: Weights) -> str:
+    return weights.title + (f", {weights.family}" if weights.family else "")
+
+
 def _weights(path: str) -> Iterator[str]:
-    """A file of weights: how many, in which number formats, and of which network."""
+    """A file of weights: of which network, how many, in which number formats, and what is used
+    with it or missing."""
+    seen = look(Path(path))
+    if seen.network == "other" and seen.family == "GGUF":
+        yield f"{path}: {_named(seen)}"
+        return
+
     from mmpl.checkpoint.read import read_state_dict  # torch comes with it
 
     flat = read_state_dict(path)
     formats = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in flat.values())
     count = sum(tensor.numel() for tensor in flat.values())
-    yield f"{path}: {_network(flat, path)}"
+    yield f"{path}: {_network(seen, flat)}"
+    if seen.family:
+        yield f"  family   {seen.family}"
     yield f"  weights  {len(flat)} tensors, {count:,} numbers"
     yield "  format   " + ", ".join(f"{n} of {dtype}" for dtype, n in formats.most_common())
     yield f"  file     {os.stat(path).st_size / 1e6:.1f} MB"
+    if seen.network in PARTS and not seen.relative:
+        try:
+            yield from _parts(check_folder(path))
+        except CheckpointError as error:
+            yield f"  missing  {error}"
 
 
-def _network(flat: Mapping[str, Any], path: str) -> str:
+def _network(seen: Weights, flat: Mapping[str, Any]) -> str:
     """Which network's weights these are, and its size where the shapes tell all of it."""
-    for part, (name, mark) in _NETWORKS.items():
-        with suppress(MmplError):
-            shapes = {n: tuple(t.shape) for n, t in official(part, flat, where=path).items()}
-            if mark not in shapes:
-                continue
-            with suppress(MmplError):
-                config = part_config(part, shapes, {}, where=path)
-                sizes = (f"{n} {getattr(config, n)}" for n in _SIZES if hasattr(config, n))
-                return f"{name} ({', '.join(sizes)})"
-            return name
-    return "weights of no network that mmpl knows"
+    part = next((part for part in PARTS if part == seen.network), None)
+    if part is None or seen.relative:
+        return seen.title
+    with suppress(MmplError):
+        path = str(seen.path)
+        shapes = {n: tuple(t.shape) for n, t in official(part, flat, where=path).items()}
+        config = part_config(part, shapes, {}, where=path)
+        sizes = (f"{n} {getattr(config, n)}" for n in _SIZES if hasattr(config, n))
+        known = _known(config.dim) if part == "dit" else ""
+        return f"{seen.title} ({', '.join(sizes)}){known}"
+    return seen.title
+
+
+def _known(dim: int) -> str:
+    return f": {KNOWN_DIMS[dim]}" if dim in KNOWN_DIMS else ""
 
 
 def _described(film: Film) -> str:

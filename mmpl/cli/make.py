@@ -16,8 +16,10 @@ import numpy
 import torch
 
 from mmpl import __version__
+from mmpl.checkpoint.recognise import TRAINING
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
+from mmpl.cli.model import PARTS
 from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
 from mmpl.cli.pictures import load as load_pictures
@@ -137,13 +139,10 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
 
 
 def _model(order: Order, device: torch.device, dtype: torch.dtype, shelf: Shelf) -> Model:
-    checkpoint = order.model.get("checkpoint")
-    wanted = os.path.abspath(order.folder.path), checkpoint, device, dtype
+    wanted = *(os.path.abspath(path) for path in order.folder.files.values()), device, dtype
     if wanted not in shelf:
         shelf.clear()  # before another is loaded: there may be room for one alone
-        shelf[wanted] = load_model(
-            order.folder.path, checkpoint=checkpoint, dtype=dtype, device=device
-        )
+        shelf[wanted] = load_model(order.folder, dtype=dtype, device=device)
     return shelf[wanted]
 
 
@@ -296,14 +295,14 @@ def _dtype(name: str, device: torch.device) -> str:
 
 def _source(order: Order) -> str:
     """What the model is, for people."""
-    kind = {"mmpl": "mmpl bundle", "wan": "Wan2.1 folder"}[order.folder.kind]
-    checkpoint = order.model.get("checkpoint")
-    return f"{order.folder.path} ({kind}{f' with {checkpoint}' if checkpoint else ''})"
+    parts = " and ".join(order.model[name] for name in PARTS if name in order.model)
+    return f"{order.folder.path} ({order.folder.title}{f' with {parts}' if parts else ''})"
 
 
 def _warn(order: Order, model: Model, console: Console) -> None:
     """What can be said of the request only when the model is there."""
-    untrained = order.folder.kind == "wan" and "checkpoint" not in order.model
+    trained = order.folder.families.get("dit") == TRAINING
+    untrained = order.folder.kind == "wan" and "checkpoint" not in order.model and not trained
     if untrained and not order.film.layout.name.startswith("bidirectional"):
         console.warn(
             f"Wan2.1's own weights were never trained for layout {order.film.layout.name}: give an "

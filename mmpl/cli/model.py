@@ -13,16 +13,23 @@ from mmpl.errors import CheckpointError
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 
 
+PARTS = ("checkpoint", "vae", "text_encoder", "tokenizer")  # flags that replace a part of it
+
+
 def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
-    """The checked folder, and the flags that name it and its checkpoint."""
-    model = {name: settings[name] for name in ("model_path", "checkpoint") if name in settings}
+    """The checked folder, and the flags that name it and its parts from elsewhere."""
+    model = {name: settings[name] for name in ("model_path", *PARTS) if name in settings}
     require_embedded(model)
     folder = model.get("model_path", EMBEDDED_MODEL)
-    if "checkpoint" in model and not os.path.lexists(model["checkpoint"]):
-        beside = os.path.join(folder, model["checkpoint"])
-        if os.path.lexists(beside):  # people keep checkpoints in the folder they belong to
-            model["checkpoint"] = beside
-    return check_folder(folder, checkpoint=model.get("checkpoint")), model
+    parts: dict[str, str] = {}
+    for name in PARTS:
+        if name not in model:
+            continue
+        beside = os.path.join(folder, model[name])
+        if not os.path.lexists(model[name]) and os.path.lexists(beside):
+            model[name] = beside  # people keep checkpoints in the folder they belong to
+        parts[name] = model[name]
+    return check_folder(folder, **parts), model
 
 
 def require_embedded(model: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Order:
 
     `inputs` are the flags that name pictures, `pictures` what they hold (None where a job folder
     does), and `clip` is written before the film. `preview`:
-    where a growing film is written. `model` holds the flags model_path and checkpoint
+    where a growing film is written. `model` holds the flags about the model
     as given, `machine` device, dtype, attention and threads as wanted. `only_plan`: its storyboard
     alone. `weights` are the digests of the film that a job file is about. `program` is the command
     as it was typed. `schedule` holds the flags schedule and order as given. `place`: which of

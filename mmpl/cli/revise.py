@@ -10,7 +10,7 @@ from typing import Any
 
 from mmpl.cli import arguments, flags
 from mmpl.cli.job import LENGTHS, RANDOM_SEEDS, Record, film_for, merge, request_of
-from mmpl.cli.model import model_folder
+from mmpl.cli.model import PARTS, model_folder
 from mmpl.cli.shell import Console
 from mmpl.errors import ArgumentError, ResumeError
 from mmpl.film.job import Revision, read_job
@@ -19,7 +19,7 @@ from mmpl.film.settings import Film
 REROLL = ("segment", "keep_tail", "seed", "prompt")  # flags that say what to change
 FINISH = (
     "steps", "guidance_scale", "shift", "solver", "negative_prompt", "alpha", "beta", "noise",
-    "model_path", "checkpoint",
+    "model_path", *PARTS,
 )  # fmt: skip
 
 

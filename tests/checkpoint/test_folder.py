@@ -90,7 +90,6 @@ def integers(folder: Path) -> object:
 
 # Found before anything is loaded; what the one line must say.
 EARLY: dict[str, tuple[Damage, str]] = {
-    "no config": (remove("config.json"), "no such file"),
     "config cut": (cut("config.json"), "JSON"),
     "config empty": (config_text(""), "empty"),
     "config a list": (config_text("[]"), "object"),
@@ -110,15 +109,15 @@ EARLY: dict[str, tuple[Damage, str]] = {
     "config infinite eps": (config_text('{"eps": 1e999}'), "eps"),
     "config of I2V": (config(model_type="i2v"), "model_type"),
     "config windowed": (config(window_size=[5, 5]), "window_size"),
-    "config of diffusers": (config(num_attention_heads=2), "diffusers"),
+    "config of both": (config(num_attention_heads=2), "another transformer"),
     "config of 1.3B": (config(dim=1536, num_heads=12), "Wan2.1 1.3B"),
     "config other layers": (config(num_layers=2), "num_layers 3"),
     "bundle of the future": (config(format="mmpl-bundle", version=99), "newer mmpl"),
     "other format": (config(format="something"), "unknown kind of bundle"),
-    "no transformer": (remove(DIT), "no transformer"),
-    "no VAE": (remove(VAE), VAE),
-    "no text encoder": (remove(TEXT), TEXT),
-    "no tokenizer": (remove(TOKENIZER), "tokenizer.json"),
+    "no transformer": (remove(DIT), "no transformer .*--checkpoint"),
+    "no VAE": (remove(VAE), "no video VAE .*--vae"),
+    "no text encoder": (remove(TEXT), "no text encoder .*--text_encoder"),
+    "no tokenizer": (remove(TOKENIZER), "no tokenizer .*--tokenizer"),
     "transformer cut": (cut(DIT), DIT),
     "transformer cut in its header": (cut(DIT, 0.001), DIT),
     "transformer one byte short": (cut(DIT, 0.99999), DIT),
@@ -134,6 +133,16 @@ EARLY: dict[str, tuple[Damage, str]] = {
     "VACE": (dit(added("vace_blocks.0.norm3.weight")), "VACE"),
     "LoRA": (dit(added("blocks.0.ffn.0.lora_A.weight")), "LoRA"),
     "fp8": (dit(fp8), "number format"),
+    "code alone as VAE": (
+        pickled(VAE, lambda folder: worlds.Attack(folder / "canary")),
+        "no video VAE .*Wan2.1_VAE.pth .weights of no network",
+    ),
+    "a list as VAE": (pickled(VAE, lambda folder: [torch.ones(2)]), "no video VAE"),
+    "text encoder as VAE": (
+        pickled(VAE, lambda folder: worlds.text_state()),
+        "no video VAE .*Wan2.1_VAE.pth .a text encoder",
+    ),
+    "VAE as text encoder": (pickled(TEXT, lambda folder: worlds.vae_state()), "no text encoder"),
     "index with a path": (shards(lambda m: m.update(x="../x.safetensors")), "outside"),
     "index with a missing shard": (shards(lambda m: m.update(x="y.safetensors")), "y.safetensors"),
     "index with an absent key": (
@@ -151,15 +160,15 @@ LATE: dict[str, tuple[Damage, str]] = {
     "a wrong shape": (dit(reshaped("blocks.2.ffn.2.bias", 49)), "another shape .*ffn.2.bias"),
     "a flat head": (dit(reshaped("head.modulation", 48)), "another shape .*head.modulation"),
     "a transposed matrix": (dit(reshaped("blocks.1.ffn.0.weight", 48, 64)), "blocks.1.ffn.0"),
-    "VAE of code": (pickled(VAE, lambda folder: worlds.Attack(folder / "canary")), "not run"),
+    "VAE of code": (
+        pickled(VAE, lambda folder: worlds.vae_state() | {"x": worlds.Attack(folder / "canary")}),
+        "not run",
+    ),
     "text encoder of code": (
-        pickled(TEXT, lambda folder: {"norm.weight": worlds.Attack(folder / "canary")}),
+        pickled(TEXT, lambda folder: worlds.text_state() | {"x": worlds.Attack(folder / "canary")}),
         "not run",
     ),
     "VAE of integers": (pickled(VAE, integers), "number format"),
-    "a list as VAE": (pickled(VAE, lambda folder: [torch.ones(2)]), "state dict"),
-    "text encoder as VAE": (pickled(VAE, lambda folder: worlds.text_state()), "Wan VAE"),
-    "VAE as text encoder": (pickled(TEXT, lambda folder: worlds.vae_state()), "umT5"),
     "VAE of other depth": (
         pickled(
             VAE,

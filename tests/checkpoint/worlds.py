@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import Configs
+from mmpl.checkpoint.names import Kind, to_diffusers
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.dit_params import dit_shapes
 from mmpl.wan.params import Shapes
@@ -96,6 +97,95 @@ def write_shards(folder: Path, state: dict[str, Tensor], count: int = 2) -> Path
     index = folder / f"{stem}.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
     return index
+
+
+def renamed(kind: Kind, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under diffusers' names, or for the text encoder under transformers'."""
+    return {to_diffusers(kind, name) or "": tensor for name, tensor in state.items()}
+
+
+def diffusers_configs() -> dict[str, dict[str, object]]:
+    """What config.json of each network of a published diffusers folder holds, with other sizes."""
+    dit, vae, text = CONFIGS.dit, CONFIGS.vae, CONFIGS.text
+    return {
+        "transformer": {
+            "_class_name": "WanTransformer3DModel", "_diffusers_version": "0.33.0",
+            "num_attention_heads": dit.num_heads, "attention_head_dim": dit.head_dim,
+            "in_channels": dit.in_dim, "out_channels": dit.out_dim, "ffn_dim": dit.ffn_dim,
+            "num_layers": dit.num_layers, "text_dim": dit.text_dim, "freq_dim": dit.freq_dim,
+            "eps": dit.eps, "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads",
+            "cross_attn_norm": True, "added_kv_proj_dim": None, "image_dim": None,
+            "pos_embed_seq_len": None, "rope_max_seq_len": 1024,
+        },
+        "vae": {
+            "_class_name": "AutoencoderKLWan", "base_dim": vae.dim, "z_dim": vae.z_dim,
+            "dim_mult": list(vae.dim_mult), "num_res_blocks": vae.num_res_blocks,
+            "temperal_downsample": list(vae.temporal_downsample), "attn_scales": [],
+            "dropout": 0.0, "latents_mean": list(vae.latent_mean),
+            "latents_std": list(vae.latent_std),
+        },
+        "text_encoder": {
+            "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "d_model": text.dim,
+            "d_kv": text.dim_attn // text.num_heads, "d_ff": text.dim_ffn,
+            "num_heads": text.num_heads, "num_layers": text.num_layers,
+            "vocab_size": text.vocab_size, "feed_forward_proj": "gated-gelu",
+            "is_gated_act": True, "dense_act_fn": "gelu_new", "layer_norm_epsilon": text.eps,
+            "relative_attention_num_buckets": text.num_buckets,
+            "relative_attention_max_distance": text.max_distance, "num_decoder_layers": 24,
+        },
+    }  # fmt: skip
+
+
+def write_diffusers_folder(folder: Path, *, shards: int = 0, pipeline: str = "WanPipeline") -> Path:
+    """A folder as diffusers publishes Wan2.1."""
+    for name, config in diffusers_configs().items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+    if shards:
+        write_shards(folder / "transformer", renamed("dit", dit_state()), shards)
+    else:
+        stem = "diffusion_pytorch_model.safetensors"
+        save_file(renamed("dit", dit_state()), folder / "transformer" / stem)
+    save_file(renamed("vae", vae_state()), folder / "vae/diffusion_pytorch_model.safetensors")
+    text = renamed("text", text_state())
+    text["encoder.embed_tokens.weight"] = text["shared.weight"].clone()
+    save_file(text, folder / "text_encoder/model.safetensors")
+    write_tokenizer(folder / "tokenizer")
+    index = {"_class_name": pipeline, "transformer": ["diffusers", "WanTransformer3DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_comfy_folder(folder: Path, *, flat: bool = False) -> Path:
+    """Weights as ComfyUI repacks them, in its folders or all in one; and a tokenizer."""
+    text = renamed("text", text_state()) | {"spiece_model": torch.zeros(9, dtype=torch.uint8)}
+    dit = prefixed(dit_state(), "model.diffusion_model.")
+    for name, state in (
+        ("diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors", dit),
+        ("vae/wan_2.1_vae.safetensors", vae_state()),
+        ("text_encoders/umt5_xxl_fp16.safetensors", text),
+    ):
+        path = folder / (name.split("/")[1] if flat else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, path)
+    write_tokenizer(folder if flat else folder / "text_encoders")
+    return folder
+
+
+def write_odd_folder(folder: Path) -> Path:
+    """Official names in files called anything, without config.json; the VAE with a prefix (as
+    Kijai's), the text encoder as an old pickle, the transformer inside a training checkpoint."""
+    folder.mkdir(parents=True)
+    save_file(prefixed(vae_state(), "model."), folder / "one.sft")
+    torch.save(text_state(), folder / "two.bin", _use_new_zipfile_serialization=False)
+    torch.save({"generator_ema": prefixed(dit_state(), "model."), "step": 3}, folder / "three.ckpt")
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
 
 
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
