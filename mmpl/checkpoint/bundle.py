@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mmpl.checkpoint.folder import (
     part_config,
     require_matching,
 )
+from mmpl.checkpoint.lora import Lora, Merged, merged, read_lora, with_loras
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
@@ -49,6 +50,7 @@ __all__ = [
     "Configs",
     "Defaults",
     "Encoders",
+    "Lora",
     "Model",
     "Transformer",
     "check_folder",
@@ -56,6 +58,7 @@ __all__ = [
     "load_model",
     "load_transformer",
     "model_from_state_dicts",
+    "read_lora",
     "write_bundle",
 ]
 
@@ -70,7 +73,8 @@ _SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """All that is needed to make films. `digests` tell its weights and tokenizer from others'."""
+    """All that is needed to make films. `digests` tell its weights and tokenizer from others';
+    `loras` is what was merged into the transformer."""
 
     dit: DiTParams
     dit_config: DiTConfig
@@ -81,6 +85,7 @@ class Model:
     tokenizer: Tokenizer
     defaults: Defaults
     digests: Mapping[str, str]
+    loras: tuple[Merged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +104,7 @@ def load_model(
     folder: str | Path,
     *,
     checkpoint: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
     use_ema: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -107,13 +113,14 @@ def load_model(
 
     `checkpoint` (MMPL, Self-Forcing, CausVid) takes the place of the folder's transformer, whose
     file may then be missing; of one with averaged weights these are taken unless `use_ema` is
-    False. `dtype` is the format of the transformer's matrix products, by default as stored; its
+    False. `loras`, files and strengths, are merged into it. `dtype` is the format of the transformer's matrix products, by default as stored; its
     other weights are then held in float32 or better. The VAE is held in float32, the text encoder
     as stored.
     """
     found = check_folder(folder, checkpoint=checkpoint)
+    read = [(read_lora(path), strength) for path, strength in loras]
     parts, tokenizer, digests = _read(found, PARTS, use_ema)
-    return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+    return _model(parts, tokenizer, found.defaults, digests, read, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +149,7 @@ def load_encoders(folder: str | Path, *, device: torch.device | str = "cpu") -> 
     return _encoders(parts, tokenizer, digests, device)
 
 
-def model_from_state_dicts(
+def model_from_state_dicts(  # noqa: PLR0913  all of a model
     *,
     dit: Mapping[str, Tensor],
     vae: Mapping[str, Tensor],
@@ -150,6 +157,7 @@ def model_from_state_dicts(
     tokenizer_json: str,
     configs: Configs | None = None,
     defaults: Defaults | None = None,
+    loras: Sequence[tuple[Lora, float]] = (),
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
@@ -158,7 +166,8 @@ def model_from_state_dicts(
     Names may be official, diffusers' or transformers', with wrapper prefixes. Without `configs`
     the sizes are those of the shapes, the rest (heads of 128, VAE levels, latent statistics)
     Wan2.1's. Tensors are used as they are where format and device allow: do not change them
-    afterwards. See `load_model` for `dtype`. Raises CheckpointError.
+    afterwards. `loras`, with their strengths, are those of `lora_from_state_dict` or `read_lora`.
+    See `load_model` for `dtype`. Raises CheckpointError.
     """
     states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
     parts: dict[Kind, _Part] = {}
@@ -172,6 +181,7 @@ def model_from_state_dicts(
         Tokenizer(tokenizer_json),
         defaults or Defaults(),
         _digests(parts, tokenizer_json),
+        loras,
         dtype=dtype,
         device=device,
     )
@@ -260,6 +270,7 @@ def _model(
     tokenizer: Tokenizer,
     defaults: Defaults,
     digests: Mapping[str, str],
+    loras: Sequence[tuple[Lora, float]],
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
@@ -269,7 +280,8 @@ def _model(
     configs = Configs(dit.config, vae.config, text.config)
     require_matching(configs, defaults, where=dit.where)
     encoders = _encoders(parts, tokenizer, digests, device)
-    tree = dit_from_flat(dit.flat, dit.config)
+    flat, merges = merged(dit.flat, loras)
+    tree = dit_from_flat(flat, dit.config)
     if dtype is not None:
         tree = dit_cast(tree, natural_precision(dtype))
     return Model(
@@ -281,7 +293,8 @@ def _model(
         text_config=encoders.text_config,
         tokenizer=tokenizer,
         defaults=defaults,
-        digests=digests,
+        digests=with_loras(digests, loras),
+        loras=merges,
     )
 
 

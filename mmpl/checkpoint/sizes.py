@@ -26,7 +26,7 @@ MAX_TEXT_LEN = 8192
 MAX_WHOLE = 2**31
 
 # Dim -> what people call the model, for messages.
-_KNOWN_DIMS = {1536: "Wan2.1 1.3B", 5120: "Wan2.1 14B", 3072: "Wan2.2 5B"}
+KNOWN_DIMS = {1536: "Wan2.1 1.3B", 5120: "Wan2.1 14B", 3072: "Wan2.2 5B"}
 
 
 def typed(cls: type, given: Given, *, where: str) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _agreed(found: dict[str, Any], given: Given, where: str) -> dict[str, Any]:
 
 def _described(values: Given, names: list[str]) -> str:
     text = ", ".join(f"{name} {values[name]}" for name in names)
-    known = _KNOWN_DIMS.get(values["dim"]) if "dim" in names else None
+    known = KNOWN_DIMS.get(values["dim"]) if "dim" in names else None
     return f"{text} ({known})" if known else text
 
 
