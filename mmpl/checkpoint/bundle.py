@@ -113,9 +113,9 @@ def load_model(
 
     `checkpoint` (MMPL, Self-Forcing, CausVid) takes the place of the folder's transformer, whose
     file may then be missing; of one with averaged weights these are taken unless `use_ema` is
-    False. `loras`, files and strengths, are merged into it. `dtype` is the format of the transformer's matrix products, by default as stored; its
-    other weights are then held in float32 or better. The VAE is held in float32, the text encoder
-    as stored.
+    False. `loras`, files and strengths, are merged into it. `dtype` is the format of the
+    transformer's matrix products, by default as stored; its other weights are then held in float32
+    or better. The VAE is held in float32, the text encoder as stored.
     """
     found = check_folder(folder, checkpoint=checkpoint)
     read = [(read_lora(path), strength) for path, strength in loras]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mmpl.checkpoint import files, sizes
 from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.lora_names import LoraFile
 from mmpl.checkpoint.names import Kind, official
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -57,7 +58,8 @@ class ModelFolder:
 
     `configs` are those of the tensors where a header could be read; for networks in pickles,
     whose sizes are known only after loading, those of config.json or of Wan2.1. `given` is the
-    part of config.json about each network, `digests` what its weights must hash to.
+    part of config.json about each network, `digests` what its weights must hash to. `loras` are to
+    be merged into the transformer.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class ModelFolder:
     configs: Configs
     defaults: Defaults
     digests: Mapping[str, str]
+    loras: tuple[LoraFile, ...] = ()
 
 
 def check_folder(folder: str | Path, *, checkpoint: str | Path | None = None) -> ModelFolder:

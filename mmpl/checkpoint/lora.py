@@ -87,7 +87,7 @@ def read_lora(path: str | Path) -> Lora:
     path = Path(path)
     flat = read_tensors(path, inside=INSIDE)
     sha256 = files.sha256_of(path)
-    parsed = _parsed(flat, str(path))
+    parsed = parse(flat, where=str(path))
     shapes = {name: tuple(tensor.shape) for name, tensor in flat.items()}
     metadata = {} if is_pickle(path) else files.read_metadata(path)
     settings = lora_settings.of_file(path, metadata, ranks(parsed, shapes))
@@ -115,7 +115,7 @@ def lora_from_state_dict(
     settings = settings or LoraSettings()
     return Lora(
         flat=kept,
-        parsed=_parsed(kept, where),
+        parsed=parse(kept, where=where),
         settings=settings,
         zeros=len(flat) - len(kept),
         digest=merged_digest(sha256 or digest(flat), settings.marks()),
@@ -201,18 +201,6 @@ def _scale(lora: Lora, change: Change, rank: int) -> float:
             )
         return alpha.item() / rank
     return lora.settings.scale(rank)
-
-
-def _parsed(flat: Mapping[str, Tensor], where: str) -> Parsed:
-    parsed = parse(flat, where=where)
-    if parsed is None:
-        raise CheckpointError(
-            "this is not a LoRA",
-            where=where,
-            got=f"{len(flat)} tensors, the first named {ascii(next(iter(flat)))[:80]}",
-            wanted="names that end in lora_A, lora_down, diff or the like",
-        )
-    return parsed
 
 
 def _require_numbers(name: str, tensor: Tensor, where: str) -> None:

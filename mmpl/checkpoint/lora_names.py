@@ -93,26 +93,37 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA to merge at a strength. `sha256` is that of its bytes."""
+    """A LoRA to merge at a strength: a file of so many bytes, with this `sha256`."""
 
     path: Path
     strength: float
+    bytes: int
     sha256: str
 
 
-def parse(names: Iterable[str], *, where: str) -> Parsed | None:
-    """The keys of a LoRA, sorted out; None where no name is one of a LoRA.
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether any of these names is one of a LoRA, of whatever kind."""
+    others = [pattern for pattern, _ in _OTHER_KINDS]
+    return any(_split(name)[1] or any(re.search(p, name) for p in others) for name in names)
 
-    Raises CheckpointError for adapters of another kind, for half a pair and for two keys that mean
-    the same tensor.
-    """
+
+def parse(names: Iterable[str], *, where: str) -> Parsed:
+    """The keys of a LoRA, sorted out. Raises CheckpointError for what is no LoRA or an adapter of
+    another kind, for half a pair and for two keys that mean the same tensor."""
     names = list(names)
     _refuse_other_kinds(names, where)
+    if not is_lora(names):
+        raise CheckpointError(
+            "this is not a LoRA",
+            where=where,
+            got=f"{len(names)} tensors, {ascii(names[0])[:80]} the first"
+            if names
+            else "no tensors",
+            wanted="names that end in lora_A, lora_down, diff or the like",
+        )
     modules: dict[str, dict[str, str]] = {}
-    known = 0
     for name in names:
         stem, role = _split(name)
-        known += role != ""
         roles = modules.setdefault(_module(stem), {})
         if role in roles:
             raise CheckpointError(
@@ -121,8 +132,6 @@ def parse(names: Iterable[str], *, where: str) -> Parsed | None:
                 got=f"{ascii(roles[role])[:80]} and {ascii(name)[:80]}",
             )
         roles[role] = name
-    if not known:
-        return None
     for keys in modules.values():
         if (DOWN in keys) != (UP in keys):
             raise CheckpointError(

@@ -202,6 +202,10 @@ FLAGS = (
         "of the folder's transformer",
     ),
     Flag(
+        "lora", MODEL, "FILE[:STRENGTH]", "merge a LoRA into the transformer; again and again for "
+        "more", join="\n".join,
+    ),
+    Flag(
         "device", MACHINE, "NAME", "auto, cpu, cuda, cuda:1", _device,
         "auto, cpu, cuda or cuda:N", "auto",
     ),

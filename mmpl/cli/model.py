@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder, check_folder
+from mmpl.cli.lora import lora_files, lora_text
 from mmpl.errors import CheckpointError
 
+MODEL_FLAGS = ("model_path", "checkpoint", "lora")
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 
 
 def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
-    """The checked folder, and the flags that name it and its checkpoint."""
-    model = {name: settings[name] for name in ("model_path", "checkpoint") if name in settings}
+    """The checked folder with the LoRAs for it, and the flags that name all that it is made of."""
+    model = {name: settings[name] for name in MODEL_FLAGS if name in settings}
     require_embedded(model)
     folder = model.get("model_path", EMBEDDED_MODEL)
     if "checkpoint" in model and not os.path.lexists(model["checkpoint"]):
         beside = os.path.join(folder, model["checkpoint"])
         if os.path.lexists(beside):  # people keep checkpoints in the folder they belong to
             model["checkpoint"] = beside
-    return check_folder(folder, checkpoint=model.get("checkpoint")), model
+    found = check_folder(folder, checkpoint=model.get("checkpoint"))
+    if "lora" in model:
+        found = replace(found, loras=lora_files(model["lora"], found))
+        model["lora"] = lora_text(found.loras)
+    return found, model
+
+
+def from_anywhere(model: Mapping[str, str], folder: ModelFolder) -> dict[str, str]:
+    """The flags that name a model, for use from another folder."""
+    moved = {name: os.path.abspath(path) for name, path in model.items() if name != "lora"}
+    return moved | ({"lora": lora_text(folder.loras, absolute=True)} if folder.loras else {})
 
 
 def require_embedded(model: Mapping[str, Any]) -> None:

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmpl.checkpoint.bundle import load_model, model_from_state_dicts
 from mmpl.checkpoint.lora import Merged, lora_from_state_dict, merged, read_lora
 from mmpl.checkpoint.lora_names import fit, parse
 from mmpl.checkpoint.names import to_diffusers
 from mmpl.errors import ArgumentError, CheckpointError
+from mmpl.wan.params import to_flat
 from tests.checkpoint import lora_worlds, worlds
 from tests.checkpoint.lora_worlds import FAMILIES, RANK, Flat, Pairs, tiny_pairs
 from tests.parity.golden import document
@@ -101,7 +103,6 @@ def test_full_size_key_lists(family: str, size: str) -> None:
         if end.startswith(("lora_B", "lora_up")):
             flat[f"{stem}.diff_b"] = tensor[:, 0]
     parsed = parse(flat, where="x")
-    assert parsed is not None
     found = fit(parsed, lora_worlds.shapes_of(flat), model, where="x")
     layers = 10 * {"1.3b": 30, "14b": 40}[size]
     assert (len(found.changes), found.left_out) == (2 * layers, {})
@@ -399,3 +400,25 @@ def test_digests_tell_files_and_settings_apart(tmp_path: Path) -> None:
         flat = {k: v + (name == "b") for k, v in flat.items()}
     digests = [read_lora(tmp_path / f"{name}.safetensors").digest for name in "abc"]
     assert len(set(digests)) == 3
+
+
+def test_a_model_with_loras(tmp_path: Path) -> None:
+    folder = worlds.write_wan_folder(tmp_path / "wan")
+    save_file(lora_worlds.kohya(PAIRS), tmp_path / "x.safetensors")
+    plain = load_model(folder)
+    model = load_model(folder, loras=[(tmp_path / "x.safetensors", 0.5)])
+    assert close(to_flat(model.dit), summed(PAIRS, 0.5))
+    assert [report.matched for report in model.loras] == [COUNT]
+    assert plain.loras == ()
+    changed = {part for part in model.digests if model.digests[part] != plain.digests.get(part)}
+    assert changed == {"dit", "lora"}
+    same = model_from_state_dicts(
+        dit=BASE,
+        vae=worlds.vae_state(),
+        text=worlds.text_state(),
+        tokenizer_json=worlds.tokenizer_json(),
+        configs=worlds.CONFIGS,
+        loras=[(read_lora(tmp_path / "x.safetensors"), 0.5)],
+    )
+    assert close(to_flat(same.dit), to_flat(model.dit))
+    assert same.digests["dit"] == model.digests["dit"]
