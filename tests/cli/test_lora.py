@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -177,3 +178,17 @@ def test_inspect(gen: Gen) -> None:
     write("y.safetensors", {"lora_unet_blocks_0_ffn_0.lokr_w1": torch.ones(2)})
     code, _, err = gen("inspect", "y.safetensors", plain=True)
     assert (code, "LoKr" in err) == (3, True)
+
+
+def test_a_plan_is_populated_with_a_lora(gen: Gen, bundle: Path) -> None:
+    film = (*FILM[:-1], 21)
+    assert gen("plan", *film, "--job_dir", "job")[0] == 0
+    assert gen(*film, "--job_dir", "job", "--output", "plain.mp4")[0] == 0
+    lora = write("x.safetensors", lora_worlds.comfy(pairs()))
+    code, _, err = gen("populate", "job", "--lora", lora, "--output", "x.mp4", plain=True)
+    assert code == 0, err
+    assert different("plain.mp4", "x.mp4")
+    model = json.loads(Path("job/job.json").read_text())["model"]
+    assert model == {"model_path": str(bundle), "lora": f"{Path(lora).absolute()}:1.0"}
+    Path("x.mp4").unlink()
+    assert gen("resume", "job", "--output", "y.mp4", plain=True)[0] == 0
