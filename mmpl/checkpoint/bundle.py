@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mmpl.checkpoint.folder import (
     require_matching,
 )
 from mmpl.checkpoint.frame_rate import fold_frame_rate
+from mmpl.checkpoint.lora import Lora, Merged, merged, read_lora, with_loras
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
@@ -50,6 +51,7 @@ __all__ = [
     "Configs",
     "Defaults",
     "Encoders",
+    "Lora",
     "Model",
     "Transformer",
     "check_folder",
@@ -57,6 +59,7 @@ __all__ = [
     "load_model",
     "load_transformer",
     "model_from_state_dicts",
+    "read_lora",
     "write_bundle",
 ]
 
@@ -71,7 +74,8 @@ _SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """All that is needed to make films. `digests` tell its weights and tokenizer from others'."""
+    """All that is needed to make films. `digests` tell its weights and tokenizer from others';
+    `loras` is what was merged into the transformer."""
 
     dit: DiTParams
     dit_config: DiTConfig
@@ -82,6 +86,7 @@ class Model:
     tokenizer: Tokenizer
     defaults: Defaults
     digests: Mapping[str, str]
+    loras: tuple[Merged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +105,7 @@ def load_model(
     folder: str | Path | ModelFolder,
     *,
     checkpoint: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
     use_ema: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -109,13 +115,16 @@ def load_model(
 
     `checkpoint` (MMPL, Self-Forcing, CausVid), where the folder is not yet read, takes the place
     of its transformer, whose file may then be missing; of one with averaged weights these are
-    taken unless `use_ema` is False. `dtype` is the format of the transformer's matrix products, by
+    taken unless `use_ema` is False. `loras`, files and strengths, are merged into it after those
+    that a folder was read with. `dtype` is the format of the transformer's matrix products, by
     default as stored; its other weights are then held in float32 or better. The VAE is held in
     float32, the text encoder as stored.
     """
     found = _found(folder, checkpoint)
+    files_of = [*((lora.path, lora.strength) for lora in found.loras), *loras]
+    read = [(read_lora(path), strength) for path, strength in files_of]
     parts, tokenizer, digests = _read(found, PARTS, use_ema)
-    return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+    return _model(parts, tokenizer, found.defaults, digests, read, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +154,7 @@ def load_encoders(
     return _encoders(parts, tokenizer, digests, device)
 
 
-def model_from_state_dicts(
+def model_from_state_dicts(  # noqa: PLR0913  all of a model
     *,
     dit: Mapping[str, Tensor],
     vae: Mapping[str, Tensor],
@@ -153,6 +162,7 @@ def model_from_state_dicts(
     tokenizer_json: str,
     configs: Configs | None = None,
     defaults: Defaults | None = None,
+    loras: Sequence[tuple[Lora, float]] = (),
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
@@ -161,7 +171,8 @@ def model_from_state_dicts(
     Names may be official, diffusers' or transformers', with wrapper prefixes. Without `configs`
     the sizes are those of the shapes, the rest (heads of 128, VAE levels, latent statistics)
     Wan2.1's. Tensors are used as they are where format and device allow: do not change them
-    afterwards. See `load_model` for `dtype`. Raises CheckpointError.
+    afterwards. `loras`, with their strengths, are those of `lora_from_state_dict` or `read_lora`.
+    See `load_model` for `dtype`. Raises CheckpointError.
     """
     states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
     parts: dict[Kind, Part] = {}
@@ -175,6 +186,7 @@ def model_from_state_dicts(
         Tokenizer(tokenizer_json),
         defaults or Defaults(),
         _digests(parts, tokenizer_json),
+        loras,
         dtype=dtype,
         device=device,
     )
@@ -283,6 +295,7 @@ def _model(
     tokenizer: Tokenizer,
     defaults: Defaults,
     digests: Mapping[str, str],
+    loras: Sequence[tuple[Lora, float]],
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
@@ -292,7 +305,8 @@ def _model(
     configs = Configs(dit.config, vae.config, text.config)
     require_matching(configs, defaults, where=dit.where)
     encoders = _encoders(parts, tokenizer, digests, device)
-    tree = dit_from_flat(dit.flat, dit.config)
+    flat, merges = merged(dit.flat, loras)
+    tree = dit_from_flat(flat, dit.config)
     if dtype is not None:
         tree = dit_cast(tree, natural_precision(dtype))
     return Model(
@@ -304,7 +318,8 @@ def _model(
         text_config=encoders.text_config,
         tokenizer=tokenizer,
         defaults=defaults,
-        digests=digests,
+        digests=with_loras(digests, loras),
+        loras=merges,
     )
 
 

@@ -5,6 +5,7 @@ Every function raises CheckpointError, in well under a second, whatever the file
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -150,6 +151,30 @@ def require_header(path: Path) -> None:
             got=f"{length} bytes",
             wanted=f"at most {MAX_HEADER_BYTES}",
         )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a .safetensors file says beside its tensors; nothing of an index."""
+    if path.suffix == ".json":
+        return {}
+    require_header(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        refuse_damaged(path, error)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            "the file cannot be read", where=str(path), got=_reason(error)
+        ) from error
 
 
 def read_headers(path: Path) -> dict[str, TensorInfo]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mmpl.checkpoint import files, sizes
 from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.lora_names import LoraFile
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.published import defaults_of, given_of, network_of
 from mmpl.checkpoint.recognise import (
@@ -73,7 +74,8 @@ class ModelFolder:
     `configs` are those of the tensors where a header could be read; for networks in pickles,
     whose sizes are known only after loading, those of config.json or of Wan2.1. `given` is the
     part of config.json about each network, `digests` what its weights must hash to, `families`
-    whose way of naming tensors each network was saved in.
+    whose way of naming tensors each network was saved in. `loras` are to be merged into the
+    transformer.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class ModelFolder:
     defaults: Defaults
     digests: Mapping[str, str]
     families: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def title(self) -> str:

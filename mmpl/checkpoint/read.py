@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,26 @@ def read_state_dict(path: str | Path, *, use_ema: bool | None = None) -> dict[st
     else:
         if use_ema:
             raise _no_weights("averaged (EMA)", path)
-        flat = {}
-        for shard, header in files.shard_headers(path).items():
-            flat.update(_mapped(shard, list(header)))
+        flat = _all_mapped(path)
     require_plain(flat, where=str(path))
     return bare(flat, where=str(path))
+
+
+def read_tensors(path: str | Path, *, inside: Sequence[str]) -> dict[str, Tensor]:
+    """As `read_state_dict`, with the names as they are in the file. `inside`: the keys under which
+    a pickle may keep the state dict. Raises CheckpointError."""
+    path = Path(path)
+    if not is_pickle(path):
+        flat: Any = _all_mapped(path)
+    else:
+        flat = _unpickled(path)
+        for _ in range(_MAX_WRAPPERS):
+            if not isinstance(flat, Mapping):
+                break
+            flat = next((flat[k] for k in inside if isinstance(flat.get(k), Mapping)), flat)
+        _require_mapping(flat, str(path))
+    require_plain(flat, where=str(path))
+    return dict(flat)
 
 
 def require_plain(flat: Mapping[Any, Any], *, where: str) -> None:
@@ -84,6 +99,13 @@ def digest(flat: Mapping[str, Tensor]) -> str:
         for part in (tensor,) if whole else (tensor[:ends], tensor[-ends:]):
             sha.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _all_mapped(path: Path) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for shard, header in files.shard_headers(path).items():
+        flat.update(_mapped(shard, list(header)))
+    return flat
 
 
 def _mapped(path: Path, names: list[str]) -> dict[str, Tensor]:
@@ -141,11 +163,15 @@ def _generator(value: Any, use_ema: bool | None, where: str) -> Mapping[Any, Any
             raise _no_weights("plain (not averaged)", where)
     if use_ema:
         raise _no_weights("averaged (EMA)", where)
+    _require_mapping(value, where)
+    return value
+
+
+def _require_mapping(value: object, where: str) -> None:
     if not isinstance(value, Mapping):
         raise CheckpointError(
             "the file does not hold a state dict", where=where, got=type(value).__name__
         )
-    return value
 
 
 def _no_weights(kind: str, where: object) -> CheckpointError:

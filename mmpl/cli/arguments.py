@@ -214,6 +214,10 @@ FLAGS = (
     Flag("text_encoder", MODEL, "FILE", "an umT5 encoder to use in place of the folder's"),
     Flag("tokenizer", MODEL, "FILE", "a tokenizer.json to use in place of the folder's"),
     Flag(
+        "lora", MODEL, "FILE[:STRENGTH]", "merge a LoRA into the transformer; again and again for "
+        "more", join="\n".join,
+    ),
+    Flag(
         "device", MACHINE, "NAME", "auto, cpu, cuda, cuda:1", _device,
         "auto, cpu, cuda or cuda:N", "auto",
     ),

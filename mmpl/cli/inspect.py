@@ -21,6 +21,7 @@ from mmpl.cli.shell import printable
 from mmpl.errors import CheckpointError, InputError, MmplError
 from mmpl.film.job import GIVEN_FILE, JOB_FILE, REPORT, STORYBOARD
 from mmpl.film.settings import Film
+from mmpl.wan.config import WAN_14B, DiTConfig
 
 _SIZES = "dim", "num_layers", "z_dim"
 
@@ -139,6 +140,10 @@ def _weights(path: str) -> Iterator[str]:
 
     from mmpl.checkpoint.read import read_state_dict  # torch comes with it
 
+    lora = _lora(path)
+    if lora is not None:
+        yield from lora
+        return
     flat = read_state_dict(path)
     formats = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in flat.values())
     count = sum(tensor.numel() for tensor in flat.values())
@@ -153,6 +158,34 @@ def _weights(path: str) -> Iterator[str]:
             yield from _parts(check_folder(path))
         except CheckpointError as error:
             yield f"  missing  {error}"
+
+
+def _lora(path: str) -> list[str] | None:
+    """A LoRA: who writes such files, and which sizes of Wan it fits. None for what is none."""
+    from mmpl.checkpoint.lora import INSIDE, read_lora
+    from mmpl.checkpoint.lora_names import fit, is_lora, ranks
+    from mmpl.checkpoint.read import read_tensors
+    from mmpl.wan.dit_params import dit_shapes
+
+    try:
+        if not is_lora(read_tensors(path, inside=INSIDE)):
+            return None
+    except CheckpointError:
+        return None  # what is wrong with it is said by who reads it as weights
+    lora = read_lora(path)
+    parsed, shapes, fits = lora.parsed, lora.shapes, []
+    for name, config in (("Wan2.1 1.3B", DiTConfig()), ("Wan2.1 14B", WAN_14B)):
+        with suppress(CheckpointError):
+            there = fit(parsed, shapes, dit_shapes(config), where=path)
+            fits.append(f"{name}, {len(there.changes)}/{there.total} of it")
+    wide = sorted({shapes[down][-1] for down, _ in parsed.pairs})
+    rank = ", ".join(map(str, ranks(parsed, shapes)))
+    return [
+        f"{path}: a LoRA as {parsed.family} writes them",
+        f"  modules  {len(parsed.modules)}, {len(parsed.pairs)} with pairs, rank {rank or None}",
+        f"  fits     {'; '.join(fits) or f'no published size of Wan: layers {wide} wide'}",
+        f"  file     {os.stat(path).st_size / 1e6:.1f} MB",
+    ]
 
 
 def _network(seen: Weights, flat: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ Settings = Mapping[str, Any]  # flag name -> value
 
 RANDOM_SEEDS = 2**31  # few enough digits to be typed
 LONGEST_PROMPT = 1_000_000  # characters of a file
+_LORA = "lora "  # and its number: a LoRA among the files
 LENGTHS = ("duration", "num_frames", "segments")
 
 
@@ -243,11 +244,20 @@ def film_for(request: Request, folder: ModelFolder) -> Film:
 
 
 def file_sizes(folder: ModelFolder) -> dict[str, dict[str, Any]]:
-    """Name and bytes of each of the model's files: what tells models apart before reading them."""
-    return {
+    """Name and bytes of each of the model's files: what tells models apart before reading them. Of
+    a LoRA also the digest, as those of one training are all of one size."""
+    sizes: dict[str, dict[str, Any]] = {
         part: {"name": path.name, "bytes": os.stat(path).st_size}
         for part, path in folder.files.items()
     }
+    for number, lora in enumerate(folder.loras, 1):
+        sizes[f"{_LORA}{number}"] = {
+            "name": lora.path.name,
+            "bytes": lora.bytes,
+            "sha256": lora.sha256,
+            "strength": lora.strength,
+        }
+    return sizes
 
 
 def require_made(
@@ -304,18 +314,22 @@ def command(film: Film, defaults: Defaults, rest: Settings, output: str) -> str:
     keep = {n: v for n, v in values.items() if n in ("prompt", "seed") or v != plain[n]}
     words: list[str] = []
     for name, value in {**keep, **rest, "output": output}.items():
-        for text in str(value).splitlines() if name == "keyframe" else [str(value)]:
+        for text in str(value).splitlines() if name in ("keyframe", "lora") else [str(value)]:
             words += [f"--{name}", *([text] if BY_NAME[name].metavar else [])]
     return " ".join(_quoted(word) for word in words)
 
 
 def _same_weights(record: Record, folder: ModelFolder) -> bool:
     sizes = file_sizes(folder)
+    loras = {part for part in record.files if part.startswith(_LORA)}
+    digests = dict(folder.digests)
+    if folder.loras:
+        digests.pop("dit", None)  # the film's is that of the merged weights
     return all(
-        record.weights.get(part) == folder.digests[part]
-        if part in folder.digests
-        else record.files.get(part) == sizes[part]
-        for part in sizes
+        record.weights.get(part) == digests[part]
+        if part in digests
+        else record.files.get(part) == sizes.get(part)
+        for part in {*sizes, *loras}
     )
 
 

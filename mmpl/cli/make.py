@@ -19,7 +19,7 @@ from mmpl import __version__
 from mmpl.checkpoint.recognise import TRAINING
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
-from mmpl.cli.model import PARTS
+from mmpl.cli.model import PARTS, from_anywhere
 from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
 from mmpl.cli.pictures import load as load_pictures
@@ -139,7 +139,8 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
 
 
 def _model(order: Order, device: torch.device, dtype: torch.dtype, shelf: Shelf) -> Model:
-    wanted = *(os.path.abspath(path) for path in order.folder.files.values()), device, dtype
+    files = tuple(os.path.abspath(path) for path in order.folder.files.values())
+    wanted = files, order.folder.loras, device, dtype
     if wanted not in shelf:
         shelf.clear()  # before another is loaded: there may be room for one alone
         shelf[wanted] = load_model(order.folder, dtype=dtype, device=device)
@@ -231,7 +232,7 @@ def _say_when_to_watch(preview: str, watch_in_s: float | None, console: Console)
 def _notes(order: Order) -> dict[str, Any]:
     """What a job folder holds beside the job, to be gone on with from anywhere."""
     return {
-        "model": {name: os.path.abspath(path) for name, path in order.model.items()},
+        "model": from_anywhere(order.model, order.folder),
         "files": file_sizes(order.folder),
         "output": os.path.abspath(order.output),
         "inputs": absolute(order.inputs),
@@ -308,6 +309,12 @@ def _warn(order: Order, model: Model, console: Console) -> None:
             f"Wan2.1's own weights were never trained for layout {order.film.layout.name}: give an "
             "MMPL --checkpoint, or --layout bidirectional for one clip"
         )
+    for merge in model.loras:
+        if not merge.fits:
+            console.warn(
+                f"only {merge.matched} of {merge.total} parts of {merge.where} belong to this "
+                "model: it may have been made for another"
+            )
     text_len = model.dit_config.text_len
     prompts = [("prompt", cue.prompt) for cue in order.film.script]
     for name, prompt in [*prompts, ("negative prompt", order.film.negative_prompt)]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder, check_folder
+from mmpl.cli.lora import lora_files, lora_text
 from mmpl.errors import CheckpointError
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
-
-
-PARTS = ("checkpoint", "vae", "text_encoder", "tokenizer")  # flags that replace a part of it
+PARTS = ("checkpoint", "vae", "text_encoder", "tokenizer")  # flags that replace a part of a model
+MODEL_FLAGS = ("model_path", *PARTS, "lora")
 
 
 def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, str]]:
-    """The checked folder, and the flags that name it and its parts from elsewhere."""
-    model = {name: settings[name] for name in ("model_path", *PARTS) if name in settings}
+    """The checked folder with the LoRAs for it, and the flags that name all that it is made of."""
+    model = {name: settings[name] for name in MODEL_FLAGS if name in settings}
     require_embedded(model)
     folder = model.get("model_path", EMBEDDED_MODEL)
     parts: dict[str, str] = {}
@@ -29,7 +30,17 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
         if not os.path.lexists(model[name]) and os.path.lexists(beside):
             model[name] = beside  # people keep checkpoints in the folder they belong to
         parts[name] = model[name]
-    return check_folder(folder, **parts), model
+    found = check_folder(folder, **parts)
+    if "lora" in model:
+        found = replace(found, loras=lora_files(model["lora"], found))
+        model["lora"] = lora_text(found.loras)
+    return found, model
+
+
+def from_anywhere(model: Mapping[str, str], folder: ModelFolder) -> dict[str, str]:
+    """The flags that name a model, for use from another folder."""
+    moved = {name: os.path.abspath(path) for name, path in model.items() if name != "lora"}
+    return moved | ({"lora": lora_text(folder.loras, absolute=True)} if folder.loras else {})
 
 
 def require_embedded(model: Mapping[str, Any]) -> None:

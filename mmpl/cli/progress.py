@@ -250,6 +250,7 @@ def header(
         "seed": str(film.seed),
     }
     lines = [f"mmpl {__version__}", *(f"  {name:9}{text}" for name, text in rows.items())]
+    lines[2:2] = [f"  lora     {line}" for merge in model.loras for line in merge.lines()]
     return "\n".join(map(printable, [*lines, *_script(film)]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mmpl.cli import arguments, flags
 from mmpl.cli.job import LENGTHS, RANDOM_SEEDS, Record, film_for, merge, request_of
-from mmpl.cli.model import PARTS, model_folder
+from mmpl.cli.model import MODEL_FLAGS, from_anywhere, model_folder
 from mmpl.cli.shell import Console
 from mmpl.errors import ArgumentError, ResumeError
 from mmpl.film.job import Revision, read_job
@@ -19,7 +18,7 @@ from mmpl.film.settings import Film
 REROLL = ("segment", "keep_tail", "seed", "prompt")  # flags that say what to change
 FINISH = (
     "steps", "guidance_scale", "shift", "solver", "negative_prompt", "alpha", "beta", "noise",
-    "model_path", *PARTS,
+    *MODEL_FLAGS,
 )  # fmt: skip
 
 
@@ -61,8 +60,9 @@ def revised(
         rest = {name: value for name, value in given.items() if name not in LENGTHS}
     else:
         settings = {name: given[name] for name in FINISH if name in given}
-        model = {name: settings.pop(name) for name in FINISH[-2:] if name in settings}
-        revision = revise.finish(old, folder, settings, _other_model(folder, model))
+        model = {name: settings.pop(name) for name in MODEL_FLAGS if name in settings}
+        other = _other_model(folder, merge(model, record.settings)) if model else {}
+        revision = revise.finish(old, folder, settings, other)
     console.say(f"{folder}: {_announced(old, revision)}")
     return {"overwrite": True, **rest, **revision.settings, "revision": revision}
 
@@ -79,13 +79,12 @@ def flags_again(words: list[str]) -> list[str]:
     return [*again, *([] if "overwrite" in texts else ["--overwrite"])]
 
 
-def _other_model(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What another model changes in the job; the VAE must be the same, where that is known before
-    it is loaded."""
-    if not model:
-        return {}
+def _other_model(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What another model, that of `settings`, changes in the job; the VAE must be the same, where
+    that is known before it is loaded."""
     job = read_job(folder) or {}
-    planned, other = job["weights"].get("vae"), model_folder(model)[0].digests.get("vae")
+    found, named = model_folder(settings)
+    planned, other = job["weights"].get("vae"), found.digests.get("vae")
     if other is not None and planned != other:
         raise ResumeError(
             "the film was planned in other latents than this model has",
@@ -95,7 +94,7 @@ def _other_model(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
             todo="give a model with the same VAE",
         )
     return {
-        "model": {name: os.path.abspath(path) for name, path in model.items()},
+        "model": from_anywhere(named, found),
         "weights": {"vae": planned},
         "planned_with": {name: job[name] for name in ("model", "settings", "weights")},
     }

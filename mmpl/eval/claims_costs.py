@@ -15,13 +15,13 @@ from mmpl.layout.schedule import Costs, build_schedule
 from mmpl.layout.simulate import Timeline, simulate
 from mmpl.layout.timeline import chain_of, film_frames, needed_latents
 from mmpl.layout.work import film_work
-from mmpl.wan.config import DiTConfig, VAEConfig
+from mmpl.wan.config import WAN_14B, VAEConfig
 
 STAGES_S = {"init": 25.0, "plan": 109.0, "fill_head": 113.0, "fill_tail": 148.0}  # Table 9
 _WEIGHTS_GB, _SLOT_GB = 28.6, 2.556  # 14B in bf16; keys and values of a latent, both branches
 _FLOPS = 350e12  # a second: what the paper's stage times amount to on one H100
 _STEPS, _BRANCHES = 50, 2
-_WIDE = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)  # Wan2.1 14B
+_WIDE = WAN_14B
 _PIXELS = (480, 832)
 
 

@@ -70,6 +70,9 @@ class DiTConfig:
         return (latent_height // self.patch_size[1]) * (latent_width // self.patch_size[2])
 
 
+WAN_14B = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+
 @dataclass(frozen=True, slots=True)
 class VAEConfig:
     """The causal 3-D VAE. Defaults are Wan2.1's.
