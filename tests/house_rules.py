@@ -43,6 +43,7 @@ NO_TORCH = (
     "mmpl.checkpoint.files",
     "mmpl.checkpoint.folder",
     "mmpl.checkpoint.names",
+    "mmpl.checkpoint.quantised",
     "mmpl.checkpoint.sizes",
     "mmpl.media.clip",
     "mmpl.media.fit",

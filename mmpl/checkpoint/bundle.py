@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmpl.checkpoint import files
 from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.dequantise import described, plain_weights
 from mmpl.checkpoint.folder import (
     BUNDLE_FILES,
     BUNDLE_FORMAT,
@@ -33,12 +34,13 @@ from mmpl.checkpoint.folder import (
     require_matching,
 )
 from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
-from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_shapes
+from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_quantised, dit_shapes
 from mmpl.wan.ops import natural_precision
 from mmpl.wan.params import Shapes, check_shapes, to_flat, tree_map
 from mmpl.wan.text import TextParams, text_from_flat, text_shapes
@@ -58,8 +60,6 @@ __all__ = [
     "model_from_state_dicts",
     "write_bundle",
 ]
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
     "dit": dit_shapes,
@@ -101,6 +101,7 @@ def load_model(
     checkpoint: str | Path | None = None,
     use_ema: bool | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
     """The model of an mmpl bundle or an official Wan2.1 folder. Raises CheckpointError.
@@ -109,16 +110,20 @@ def load_model(
     file may then be missing; of one with averaged weights these are taken unless `use_ema` is
     False. `dtype` is the format of the transformer's matrix products, by default as stored; its
     other weights are then held in float32 or better. The VAE is held in float32, the text encoder
-    as stored.
+    as stored. What a file holds in 8 bits becomes bfloat16 first. `quantize`, fp8 or int8: the
+    matrices of the transformer's blocks are held in it, those that are stored so as they are.
     """
     found = check_folder(folder, checkpoint=checkpoint)
-    parts, tokenizer, digests = _read(found, PARTS, use_ema)
-    return _model(parts, tokenizer, found.defaults, digests, dtype=dtype, device=device)
+    parts, tokenizer, digests = _read(found, PARTS, use_ema, keep=quantize)
+    return _model(
+        parts, tokenizer, found.defaults, digests, dtype=dtype, quantize=quantize, device=device
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transformer:
-    """A model's transformer alone: its weights as they are stored, under official names."""
+    """A model's transformer alone: its weights as they are stored, under official names; bfloat16
+    where that is 8 bits. `digest` is that of the file."""
 
     flat: dict[str, Tensor]
     config: DiTConfig
@@ -130,9 +135,8 @@ def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Tran
     nothing is read before it is used. Raises CheckpointError."""
     path = found.files["dit"]
     part = _recognised("dit", read_state_dict(path, use_ema=use_ema), found.given["dit"], str(path))
-    actual = digest(part.flat)
-    _require_digests(found, {"dit": actual})
-    return Transformer(part.flat, part.config, actual)
+    _require_digests(found, {"dit": part.digest})
+    return Transformer(part.flat, part.config, part.digest)
 
 
 def load_encoders(folder: str | Path, *, device: torch.device | str = "cpu") -> Encoders:
@@ -217,21 +221,29 @@ def write_bundle(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """One network's weights under official names, checked against the config of their shapes."""
+    """One network's weights under official names, checked against the config of their shapes.
+    `digest` is that of what the file holds, from before any of it became bfloat16."""
 
     flat: dict[str, Tensor]
     config: Any
     where: str
+    digest: str
 
 
 def _read(
-    found: ModelFolder, wanted: tuple[Kind, ...], use_ema: bool | None = None
+    found: ModelFolder,
+    wanted: tuple[Kind, ...],
+    use_ema: bool | None = None,
+    *,
+    keep: str | None = None,
 ) -> tuple[dict[Kind, _Part], Tokenizer, dict[str, str]]:
-    """The `wanted` parts of a folder, its tokenizer, and the digests of both."""
+    """The `wanted` parts of a folder, its tokenizer, and the digests of both. Matrices of the
+    transformer that are stored in `keep` (fp8, int8) stay so."""
     parts: dict[Kind, _Part] = {}
     for part in wanted:
         flat = read_state_dict(found.files[part], use_ema=use_ema if part == "dit" else None)
-        parts[part] = _recognised(part, flat, found.given[part], str(found.files[part]))
+        where, kept = str(found.files[part]), keep if part == "dit" else None
+        parts[part] = _recognised(part, flat, found.given[part], where, keep=kept)
     where = found.files["tokenizer"]
     tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
     digests = _digests(parts, tokenizer_json)
@@ -239,20 +251,14 @@ def _read(
     return parts, Tokenizer(tokenizer_json, where=str(where)), digests
 
 
-def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> _Part:
+def _recognised(
+    part: Kind, flat: Mapping[str, Tensor], given: Given, where: str, *, keep: str | None = None
+) -> _Part:
     flat = official(part, flat, where=where)
-    for name, tensor in flat.items():
-        if tensor.dtype not in FLOATS:
-            raise CheckpointError(
-                "weights of this number format cannot be read yet",
-                where=where,
-                got=f"{ascii(name)[:80]} of {tensor.dtype}",
-                wanted="float32, float16 or bfloat16",
-            )
-    shapes = {name: tuple(tensor.shape) for name, tensor in flat.items()}
+    shapes = weight_shapes(described(flat), where=where)
     config = part_config(part, shapes, given, where=where)
-    check_shapes(flat, _SHAPES[part](config), where=where)
-    return _Part(flat, config, where)
+    check_shapes({name: flat[name] for name in shapes}, _SHAPES[part](config), where=where)
+    return _Part(plain_weights(flat, where=where, keep=keep), config, where, digest(flat))
 
 
 def _model(
@@ -263,6 +269,7 @@ def _model(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
+    quantize: str | None = None,
 ) -> Model:
     """Checks the parts against each other and puts them together."""
     dit, vae, text = (parts[part] for part in PARTS)
@@ -270,6 +277,8 @@ def _model(
     require_matching(configs, defaults, where=dit.where)
     encoders = _encoders(parts, tokenizer, digests, device)
     tree = dit_from_flat(dit.flat, dit.config)
+    if quantize is not None:
+        tree = dit_quantised(tree, quantize)
     if dtype is not None:
         tree = dit_cast(tree, natural_precision(dtype))
     return Model(
@@ -324,7 +333,7 @@ def _require_digests(found: ModelFolder, actual: Mapping[str, str]) -> None:
 
 
 def _digests(parts: Mapping[Kind, _Part], tokenizer_json: str) -> dict[str, str]:
-    digests: dict[str, str] = {part: digest(read.flat) for part, read in parts.items()}
+    digests: dict[str, str] = {part: read.digest for part, read in parts.items()}
     return digests | {"tokenizer": _text_digest(tokenizer_json)}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mmpl.checkpoint import files, sizes
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
@@ -39,7 +40,6 @@ MAX_TOKENIZER_BYTES = 64 * 2**20
 PARTS: tuple[Kind, ...] = ("dit", "vae", "text")
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def check_folder(folder: str | Path, *, checkpoint: str | Path | None = None) ->
             files.require_pickle(path)
         else:
             entries = official(part, files.read_headers(path), where=str(path))
-            shapes = _shapes(entries, str(path))
+            shapes = weight_shapes(entries, where=str(path))
             config = part_config(part, shapes, found.given[part], where=str(path))
             configs = replace(configs, **{part: config})
     if not any(is_pickle(found.files[part]) for part in PARTS):
@@ -233,15 +233,3 @@ def _wan_dit(path: Path) -> Path:
         wanted=" or ".join(WAN_DIT),
         todo="download them, or give a checkpoint that replaces them",
     )
-
-
-def _shapes(entries: Mapping[str, files.TensorInfo], where: str) -> dict[str, tuple[int, ...]]:
-    for name, info in entries.items():
-        if info.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                "weights of this number format cannot be read yet",
-                where=where,
-                got=f"{ascii(name)[:80]} of {info.dtype}",
-                wanted="one of " + " ".join(FLOAT_DTYPES),
-            )
-    return {name: info.shape for name, info in entries.items()}
