@@ -227,12 +227,13 @@ def job_of(model: Model, film: Film, attention: str = "auto") -> dict[str, dict[
     """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
     compute, kind = compute_dtype(model.dit), quantised_kind(model.dit)
     device = model.dit.head.head.weight.device
-    machine: dict[str, object] = {
+    machine = {
         "device": device.type,
         "dtype": str(compute).removeprefix("torch."),
+        "quantize": kind or "none",
         "attention": resolve_attention(attention, device, compute)[0],
         "threads": torch.get_num_threads(),
-    } | ({} if kind is None else {"quantize": kind})
+    }
     return {
         "settings": settings_of(film) | machine,
         "weights": dict(model.digests),

@@ -80,6 +80,7 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "device": "cpu",
         "dtype": "float32",
         "attention": "sdpa",
+        "quantize": "none",
         "threads": torch.get_num_threads(),
     }
 
@@ -114,6 +115,25 @@ def test_the_settings_in_the_file_make_the_same_film(gen: Gen) -> None:
     assert settings_of("c.mp4") == settings_of() | {"num_frames": 8, "seed": 9}
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_film_of_8_bits(gen: Gen, kind: str) -> None:
+    """Other pixels than without, the same again, and a job folder that knows the difference."""
+    flags = ("--prompt", PROMPT, "--seed", 7, "--num_frames", 5, "--steps", 1)
+    assert gen(*flags, "--output", "plain.mp4", plain=True)[0] == 0
+    code, _, err = gen(*flags, "--quantize", kind, plain=True)
+    assert code == 0, err
+    assert f"float32 in {kind}" in err
+    assert settings_of()["quantize"] == kind
+    assert (frames_of() != frames_of("plain.mp4")).any()
+    printed = again(err)
+    assert printed[printed.index("--quantize") + 1] == kind
+    assert gen(*printed, "--output", "again.mp4", plain=True)[0] == 0
+    assert (frames_of("again.mp4") == frames_of()).all()
+    code, _, err = gen(*flags, "--overwrite", plain=True)
+    assert code == 6
+    assert "quantize none" in err
+
+
 def test_settings_in_a_json_file(gen: Gen) -> None:
     Path("job.json").write_text(json.dumps({"prompt": PROMPT, "size": "32x48", "steps": 1}))
     assert gen("--config", "job.json", "--seed", 1, "--num_frames", 1)[0] == 0
@@ -143,6 +163,7 @@ def test_the_second_time_the_film_is_complete(gen: Gen) -> None:
         (["--seed", "-1"], "other seed"),
         (["--fps", "8"], "other fps"),
         (["--dtype", "bf16"], "other dtype"),
+        (["--quantize", "int8"], "other quantize"),
     ):
         code, out, err = gen(*flags, *more)
         assert (code, out) == (2, "")
