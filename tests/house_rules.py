@@ -42,6 +42,7 @@ NO_TORCH = (
     "mmpl.checkpoint.defaults",
     "mmpl.checkpoint.files",
     "mmpl.checkpoint.folder",
+    "mmpl.checkpoint.gguf_file",
     "mmpl.checkpoint.names",
     "mmpl.checkpoint.quantised",
     "mmpl.checkpoint.sizes",

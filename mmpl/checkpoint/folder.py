@@ -38,7 +38,7 @@ CONFIG_FILE = "config.json"
 MAX_TOKENIZER_BYTES = 64 * 2**20
 
 PARTS: tuple[Kind, ...] = ("dit", "vae", "text")
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft", ".gguf")  # what is no pickle
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 

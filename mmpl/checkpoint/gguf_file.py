@@ -26,22 +26,11 @@ ARCHITECTURES = ("wan", "t5", "t5encoder")
 _VERSIONS = (2, 3)
 _MOST = 2**20  # tensors, settings, entries of a list: a vocabulary has 2**18
 _LONGEST = 2**20  # bytes of a text
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_LONGEST_TABLE = 16 * 2**20  # bytes before the numbers; a vocabulary takes half of that
+_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd"))
 _TEXT, _LIST = 8, 9
 _UNSTORED = 4  # axes that a tensor can have at most
-_AT_ONCE = 2**24  # numbers made float32 at a time
+_AT_ONCE = 2**22  # numbers made float32 at a time
 
 # llama.cpp's names of a T5 encoder -> official ones, `#` for the block.
 _T5 = {
@@ -107,7 +96,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
     for name, axes, kind, offset in stored:
         block, block_bytes = _block(library, kind)
         count = prod(axes)
-        if not axes or count % block or axes[-1] % block:
+        if not count or not axes or axes[-1] % block:
             raise ValueError(f"{name!r} of {axes} does not fill its blocks")
         entry = Entry(
             kind, _shape(facts, name, axes), axes, start + offset, count // block * block_bytes
@@ -132,7 +121,7 @@ def float_rows(path: Path, entry: Entry) -> Iterator[np.ndarray]:
     content = np.memmap(path, np.uint8, "r", entry.start, (entry.size,))
     step = max(1, _AT_ONCE // block) * block_bytes
     for start in range(0, entry.size, step):
-        part = np.ascontiguousarray(content[start : start + step]).reshape(-1, block_bytes)
+        part = np.ascontiguousarray(content[start : start + step])[None]
         try:
             yield library.quants.dequantize(part, kind).reshape(-1)
         except NotImplementedError as error:
@@ -231,6 +220,6 @@ def _numbers(file: IO[bytes], form: str) -> tuple[Any, ...]:
 
 def _bytes(file: IO[bytes], length: int) -> bytes:
     content = file.read(length)
-    if len(content) < length:
-        raise ValueError("the table of contents is cut short")
+    if len(content) < length or file.tell() > _LONGEST_TABLE:
+        raise ValueError("the table of contents is cut short, or far too long")
     return content

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmpl.checkpoint import files
 from mmpl.checkpoint.folder import is_pickle
+from mmpl.checkpoint.gguf_file import Entry, float_rows, is_gguf, plain_format, read_entries
 from mmpl.checkpoint.names import bare
 from mmpl.errors import CheckpointError, is_out_of_memory
 
@@ -33,7 +34,7 @@ _WHOLE_BYTES, _END_BYTES = 2**20, 2**16
 
 
 def read_state_dict(path: str | Path, *, use_ema: bool | None = None) -> dict[str, Tensor]:
-    """Name -> CPU tensor of a .safetensors, .safetensors.index.json, .pt or .pth file.
+    """Name -> CPU tensor of a .safetensors, .safetensors.index.json, .gguf, .pt or .pth file.
 
     Memory-mapped where the format allows, so pages are read when used. Of a training checkpoint
     the generator is taken, its averaged weights (EMA) when there are any; `use_ema` True or False
@@ -87,12 +88,25 @@ def digest(flat: Mapping[str, Tensor]) -> str:
 
 def _mapped(path: Path, names: list[str]) -> dict[str, Tensor]:
     try:
+        if is_gguf(path):
+            return {name: _made(path, entry) for name, entry in read_entries(path).items()}
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # noqa: BLE001  a damaged file raises many types
         if is_out_of_memory(error):  # its sizes were checked before: it is not the file
             raise
         files.refuse_damaged(path, error)
+
+
+def _made(path: Path, entry: Entry) -> Tensor:
+    """A tensor of a GGUF file: its blocks become bfloat16, part by part."""
+    plain = {"F32": torch.float32, "F16": torch.float16}
+    made = torch.empty(entry.shape, dtype=plain.get(plain_format(path, entry.kind), torch.bfloat16))
+    flat, done = made.view(-1), 0
+    for part in float_rows(path, entry):
+        flat[done : done + len(part)] = torch.from_numpy(part)
+        done += len(part)
+    return made
 
 
 def _unpickled(path: Path) -> Any:

@@ -36,9 +36,9 @@ class Order:
     does), and `clip` is written before the film. `preview`:
     where a growing film is written. `model` holds the flags model_path and checkpoint
     as given, `machine` device, dtype, attention, quantize and threads as wanted. `only_plan`: its
-    storyboard alone. `weights` are the digests of the film that a job file is about. `program` is the command
-    as it was typed. `schedule` holds the flags schedule and order as given. `place`: which of
-    several processes this is, in which `mesh`.
+    storyboard alone. `weights` are the digests of the film that a job file is about. `program` is
+    the command as it was typed. `schedule` holds the flags schedule and order as given. `place`:
+    which of several processes this is, in which `mesh`.
     """
 
     request: Request
