@@ -15,6 +15,7 @@ from mmpl.wan.dit_params import compute_dtype, dit_cast, dit_quantised, quantise
 from mmpl.wan.ops import ALL_BFLOAT16, BFLOAT16, Precision, linear
 from mmpl.wan.params import Linear, QuantisedLinear, to_flat, tree_map
 from mmpl.wan.quantise import dequantise, fp8_product, quantised, quantised_rows
+from tests.bench.quantised import measured
 from tests.small import small_dit, small_model
 
 ROWS = st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3)
@@ -110,3 +111,12 @@ def test_a_job_knows_how_its_model_was_held() -> None:
     plain, other = (job_of(m, film)["settings"] for m in (model, held))
     assert {name for name in plain if plain[name] != other[name]} == {"quantize"}
     assert (plain["quantize"], other["quantize"]) == ("none", "int8")
+
+
+def test_films_in_8_bits_are_near_those_of_the_plain_weights() -> None:
+    """Not the same film, and int8 nearer than fp8, whose steps are coarser."""
+    found = measured(small_model(), Request("red", 1, frames=5, steps=2))
+    for latents, frames in found.values():
+        assert 20 < latents < 100
+        assert frames > 20
+    assert found["int8"][0] > found["fp8"][0]

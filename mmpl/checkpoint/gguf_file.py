@@ -121,7 +121,7 @@ def float_rows(path: Path, entry: Entry) -> Iterator[np.ndarray]:
     content = np.memmap(path, np.uint8, "r", entry.start, (entry.size,))
     step = max(1, _AT_ONCE // block) * block_bytes
     for start in range(0, entry.size, step):
-        part = np.ascontiguousarray(content[start : start + step])[None]
+        part = np.array(content[start : start + step])[None]
         try:
             yield library.quants.dequantize(part, kind).reshape(-1)
         except NotImplementedError as error:
