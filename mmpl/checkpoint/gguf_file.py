@@ -1,4 +1,4 @@
-"""GGUF files as ComfyUI-GGUF and llama.cpp write them: names, shapes, and tensors as arrays.
+"""GGUF files as ComfyUI-GGUF and llama.cpp write them: names, shapes, and where the numbers are.
 
 The table of contents is read here, with caps: the library's own reader follows counts of a damaged
 file for ever. What the blocks of numbers mean is the library's (extra `gguf`), imported where used.
@@ -8,14 +8,11 @@ No torch. Source of the layout: the GGUF specification of ggml, versions 2 and 3
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from mmpl.errors import CheckpointError
 
@@ -27,10 +24,9 @@ _VERSIONS = (2, 3)
 _MOST = 2**20  # tensors, settings, entries of a list: a vocabulary has 2**18
 _LONGEST = 2**20  # bytes of a text
 _LONGEST_TABLE = 16 * 2**20  # bytes before the numbers; a vocabulary takes half of that
-_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd"))
+_SCALARS = {code: letter for code, letter in enumerate("BbHhIif?  Qqd") if letter != " "}
 _TEXT, _LIST = 8, 9
 _UNSTORED = 4  # axes that a tensor can have at most
-_AT_ONCE = 2**22  # numbers made float32 at a time
 
 # llama.cpp's names of a T5 encoder -> official ones, `#` for the block.
 _T5 = {
@@ -70,7 +66,7 @@ def is_gguf(path: Path) -> bool:
 def read_entries(path: Path) -> dict[str, Entry]:
     """Official name -> entry, of every tensor. Raises CheckpointError for other models, ValueError
     or OSError for what is damaged."""
-    library = _library(path)
+    library = gguf_library(path)
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(len(MAGIC))
@@ -94,7 +90,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
         start = -(-file.tell() // align) * align
     found: dict[str, Entry] = {}
     for name, axes, kind, offset in stored:
-        block, block_bytes = _block(library, kind)
+        block, block_bytes = block_size(library, kind)
         count = prod(axes)
         if not count or not axes or axes[-1] % block:
             raise ValueError(f"{name!r} of {axes} does not fill its blocks")
@@ -110,31 +106,14 @@ def read_entries(path: Path) -> dict[str, Entry]:
     return found
 
 
-def float_rows(path: Path, entry: Entry) -> Iterator[np.ndarray]:
-    """The numbers of a tensor in float32, flat, a part after the other.
-
-    Raises ValueError for a format that the library cannot turn into numbers.
-    """
-    library = _library(path)
-    kind = library.GGMLQuantizationType(entry.kind)
-    block, block_bytes = _block(library, entry.kind)
-    content = np.memmap(path, np.uint8, "r", entry.start, (entry.size,))
-    step = max(1, _AT_ONCE // block) * block_bytes
-    for start in range(0, entry.size, step):
-        part = np.array(content[start : start + step])[None]
-        try:
-            yield library.quants.dequantize(part, kind).reshape(-1)
-        except NotImplementedError as error:
-            raise ValueError(f"numbers in {kind.name} cannot be read") from error
-
-
 def plain_format(path: Path, kind: int) -> str | None:
     """F32 or F16 for numbers that are stored plainly, None for blocks."""
-    name = _library(path).GGMLQuantizationType(kind).name
+    name = gguf_library(path).GGMLQuantizationType(kind).name
     return name if name in ("F32", "F16") else None
 
 
-def _library(path: Path) -> Any:
+def gguf_library(path: Path) -> Any:
+    """The package gguf. Raises CheckpointError, about the file, where it is not installed."""
     try:
         return import_module("gguf")
     except ImportError as error:
@@ -145,8 +124,8 @@ def _library(path: Path) -> Any:
         ) from error
 
 
-def _block(library: Any, kind: int) -> tuple[int, int]:
-    """Numbers in a block of a format, and its bytes. ValueError for one that is not known."""
+def block_size(library: Any, kind: int) -> tuple[int, int]:
+    """Numbers in a block of a format, and its bytes. Raises ValueError for an unknown one."""
     return library.GGML_QUANT_SIZES[library.GGMLQuantizationType(kind)]
 
 

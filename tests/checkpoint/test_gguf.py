@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmpl.checkpoint import gguf_file
+from mmpl.checkpoint import gguf_file, read
 from mmpl.checkpoint.bundle import load_model
 from mmpl.checkpoint.folder import check_folder, open_folder
 from mmpl.checkpoint.read import read_state_dict
@@ -117,7 +117,7 @@ def test_a_text_encoder(gguf: ModuleType, tmp_path: Path, arch: str) -> None:
 def test_a_long_tensor_in_parts(
     gguf: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_file, "_AT_ONCE", 100)
+    monkeypatch.setattr(read, "_AT_ONCE", 100)
     meant = write(gguf, tmp_path / "x.gguf", "wan", state(), "Q8_0")
     same(read_state_dict(tmp_path / "x.gguf"), meant)
 
