@@ -50,8 +50,8 @@ from mmpl.layout.schedule import Costs, Schedule, build_schedule
 from mmpl.layout.work import Task, Work, plan_work
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.dit import CrossKV, Engine, encode_context
+from mmpl.wan.dit_params import compute_dtype, quantised_kind
 from mmpl.wan.flow import schedule
-from mmpl.wan.ops import natural_precision
 from mmpl.wan.text import encode_prompts
 from mmpl.wan.ulysses import Ulysses
 
@@ -225,12 +225,12 @@ def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
 
 def job_of(model: Model, film: Film, attention: str = "auto") -> dict[str, dict[str, object]]:
     """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
-    weight = model.dit.blocks[0].ffn_in.weight
+    compute, kind = compute_dtype(model.dit), quantised_kind(model.dit)
     device = model.dit.head.head.weight.device
-    compute = natural_precision(weight.dtype).compute
     machine = {
         "device": device.type,
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(compute).removeprefix("torch."),
+        "quantize": kind or "none",
         "attention": resolve_attention(attention, device, compute)[0],
         "threads": torch.get_num_threads(),
     }
@@ -303,7 +303,7 @@ def _studio(
 ) -> tuple[Studio, str]:
     """The model made ready for one film, and the attention backend that was taken."""
     device = model.dit.head.head.weight.device
-    compute = natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
+    compute = compute_dtype(model.dit)
     attention, backend = resolve_attention(attention, device, compute)
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
     engine = Engine(attention=backend, ulysses=ulysses)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmpl.checkpoint import files
 from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.dequantise import described, plain_weights
 from mmpl.checkpoint.folder import (
     BUNDLE_FILES,
     BUNDLE_FORMAT,
@@ -34,13 +35,14 @@ from mmpl.checkpoint.folder import (
 from mmpl.checkpoint.frame_rate import fold_frame_rate
 from mmpl.checkpoint.lora import Lora, Merged, merged, read_lora, with_loras
 from mmpl.checkpoint.names import Kind, official
+from mmpl.checkpoint.quantised import companion, weight_shapes
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
 from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
-from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_shapes
+from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_quantised, dit_shapes
 from mmpl.wan.ops import natural_precision
 from mmpl.wan.params import Shapes, check_shapes, to_flat, tree_map
 from mmpl.wan.text import TextParams, text_from_flat, text_shapes
@@ -62,8 +64,6 @@ __all__ = [
     "read_lora",
     "write_bundle",
 ]
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
     "dit": dit_shapes,
@@ -108,6 +108,7 @@ def load_model(
     loras: Sequence[tuple[str | Path, float]] = (),
     use_ema: bool | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
     """The model of an mmpl bundle or of Wan weights in any folder that `check_folder` reads, or
@@ -118,18 +119,30 @@ def load_model(
     taken unless `use_ema` is False. `loras`, files and strengths, are merged into it after those
     that a folder was read with. `dtype` is the format of the transformer's matrix products, by
     default as stored; its other weights are then held in float32 or better. The VAE is held in
-    float32, the text encoder as stored.
+    float32, the text encoder as stored. What a file holds in 8 bits becomes bfloat16 first.
+    `quantize`, fp8 or int8: the matrices of the transformer's blocks are held in it; those that
+    are stored so stay as they are, unless something is merged into them.
     """
     found = _found(folder, checkpoint)
     files_of = [*((lora.path, lora.strength) for lora in found.loras), *loras]
     read = [(read_lora(path), strength) for path, strength in files_of]
-    parts, tokenizer, digests = _read(found, PARTS, use_ema)
-    return _model(parts, tokenizer, found.defaults, digests, read, dtype=dtype, device=device)
+    parts, tokenizer, digests = _read(found, PARTS, use_ema, keep=None if read else quantize)
+    return _model(
+        parts,
+        tokenizer,
+        found.defaults,
+        digests,
+        read,
+        dtype=dtype,
+        quantize=quantize,
+        device=device,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transformer:
-    """A model's transformer alone: its weights as they are stored, under official names."""
+    """A model's transformer alone: its weights as they are stored, under official names; bfloat16
+    where that is 8 bits. `digest` is that of the file."""
 
     flat: dict[str, Tensor]
     config: DiTConfig
@@ -140,9 +153,8 @@ def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Tran
     """The transformer of a folder that `check_folder` found, mapped where its file can be, so that
     nothing is read before it is used. Raises CheckpointError."""
     part = read_part(found, "dit", use_ema=use_ema)
-    actual = digest(part.flat)
-    _require_digests(found, {"dit": actual})
-    return Transformer(part.flat, part.config, actual)
+    _require_digests(found, {"dit": part.digest})
+    return Transformer(part.flat, part.config, part.digest)
 
 
 def load_encoders(
@@ -239,11 +251,13 @@ def put_config(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One network's weights under official names, checked against the config of their shapes."""
+    """One network's weights under official names, checked against the config of their shapes.
+    `digest` is that of what the file holds, from before any of it became bfloat16."""
 
     flat: dict[str, Tensor]
     config: Any
     where: str
+    digest: str
 
 
 def _found(folder: str | Path | ModelFolder, checkpoint: str | Path | None = None) -> ModelFolder:
@@ -253,10 +267,15 @@ def _found(folder: str | Path | ModelFolder, checkpoint: str | Path | None = Non
 
 
 def _read(
-    found: ModelFolder, wanted: tuple[Kind, ...], use_ema: bool | None = None
+    found: ModelFolder,
+    wanted: tuple[Kind, ...],
+    use_ema: bool | None = None,
+    *,
+    keep: str | None = None,
 ) -> tuple[dict[Kind, Part], Tokenizer, dict[str, str]]:
-    """The `wanted` parts of a folder, its tokenizer, and the digests of both."""
-    parts = {part: read_part(found, part, use_ema=use_ema) for part in wanted}
+    """The `wanted` parts of a folder, its tokenizer, and the digests of both. Matrices of the
+    transformer that are stored in `keep` (fp8, int8) stay so."""
+    parts = {part: read_part(found, part, use_ema=use_ema, keep=keep) for part in wanted}
     where = found.files["tokenizer"]
     tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
     digests = _digests(parts, tokenizer_json)
@@ -264,30 +283,32 @@ def _read(
     return parts, Tokenizer(tokenizer_json, where=str(where)), digests
 
 
-def read_part(found: ModelFolder, part: Kind, *, use_ema: bool | None = None) -> Part:
-    """One network of a folder that `check_folder` found, mapped where its file can be; `use_ema` is
-    for the transformer alone. Raises CheckpointError."""
+def read_part(
+    found: ModelFolder, part: Kind, *, use_ema: bool | None = None, keep: str | None = None
+) -> Part:
+    """One network of a folder that `check_folder` found, mapped where its file can be; `use_ema`
+    and `keep`, the 8-bit format whose matrices stay so, are for the transformer alone. Raises
+    CheckpointError."""
     path = found.files[part]
-    flat = read_state_dict(path, use_ema=use_ema if part == "dit" else None)
-    return _recognised(part, flat, found.given[part], str(path))
+    if part != "dit":
+        use_ema = keep = None
+    flat = read_state_dict(path, use_ema=use_ema)
+    return _recognised(part, flat, found.given[part], str(path), keep=keep)
 
 
-def _recognised(part: Kind, flat: Mapping[str, Tensor], given: Given, where: str) -> Part:
+def _recognised(
+    part: Kind, flat: Mapping[str, Tensor], given: Given, where: str, *, keep: str | None = None
+) -> Part:
     flat = official(part, flat, where=where)
-    for name, tensor in flat.items():
-        if tensor.dtype not in FLOATS:
-            raise CheckpointError(
-                "weights of this number format cannot be read yet",
-                where=where,
-                got=f"{ascii(name)[:80]} of {tensor.dtype}",
-                wanted="float32, float16 or bfloat16",
-            )
+    stored = digest(flat)
+    weight_shapes(described(flat), where=where)  # refuses what does not belong together
+    flat = plain_weights(flat, where=where, keep=keep)
     if part == "dit":
         flat = fold_frame_rate(flat)
-    shapes = {name: tuple(tensor.shape) for name, tensor in flat.items()}
+    shapes = {name: tuple(t.shape) for name, t in flat.items() if not companion(name)}
     config = part_config(part, shapes, given, where=where)
-    check_shapes(flat, _SHAPES[part](config), where=where)
-    return Part(flat, config, where)
+    check_shapes({name: flat[name] for name in shapes}, _SHAPES[part](config), where=where)
+    return Part(flat, config, where, stored)
 
 
 def _model(
@@ -299,6 +320,7 @@ def _model(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
+    quantize: str | None = None,
 ) -> Model:
     """Checks the parts against each other and puts them together."""
     dit, vae, text = (parts[part] for part in PARTS)
@@ -307,6 +329,8 @@ def _model(
     encoders = _encoders(parts, tokenizer, digests, device)
     flat, merges = merged(dit.flat, loras)
     tree = dit_from_flat(flat, dit.config)
+    if quantize is not None:
+        tree = dit_quantised(tree, quantize)
     if dtype is not None:
         tree = dit_cast(tree, natural_precision(dtype))
     return Model(
@@ -362,7 +386,7 @@ def _require_digests(found: ModelFolder, actual: Mapping[str, str]) -> None:
 
 
 def _digests(parts: Mapping[Kind, Part], tokenizer_json: str) -> dict[str, str]:
-    digests: dict[str, str] = {part: digest(read.flat) for part, read in parts.items()}
+    digests: dict[str, str] = {part: read.digest for part, read in parts.items()}
     return digests | {"tokenizer": text_digest(tokenizer_json)}
 
 

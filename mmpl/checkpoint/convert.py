@@ -13,6 +13,7 @@ from torch import Tensor
 from mmpl.checkpoint import files
 from mmpl.checkpoint.bundle import put_config, read_part, text_digest
 from mmpl.checkpoint.folder import BUNDLE_FILES, MAX_TOKENIZER_BYTES, PARTS, Configs, ModelFolder
+from mmpl.checkpoint.lora import merged, read_lora
 from mmpl.checkpoint.names import Kind
 from mmpl.checkpoint.read import digest
 from mmpl.checkpoint.write import put_streamed
@@ -29,7 +30,8 @@ def convert(
     """Writes the model that `check_folder` found as a bundle; returns its digests.
 
     The bundle loads to the same bits; with `dtype`, to those of `load_model(found, dtype=dtype)`.
-    Weights are mapped, cast and written one at a time. config.json comes last, so that a
+    Its LoRAs are merged into the transformer. Weights are mapped, cast and written one at a time;
+    what a LoRA changes is held in memory. config.json comes last, so that a
     conversion that was cut short does not load. Raises CheckpointError and OutputError.
     """
     path = Path(folder)
@@ -51,13 +53,17 @@ def _convert(
 ) -> tuple[Any, str]:
     """The config and the digest of one network, which is then in the bundle."""
     read = read_part(found, part)
-    formats = {name: tensor.dtype for name, tensor in read.flat.items()}
+    stored = read.flat
+    if part == "dit":
+        loras = [(read_lora(lora.path), lora.strength) for lora in found.loras]
+        stored, _ = merged(stored, loras)
+    formats = {name: tensor.dtype for name, tensor in stored.items()}
     if dtype is not None:
-        empty = {name: torch.empty_like(t, device="meta") for name, t in read.flat.items()}
+        empty = {name: torch.empty_like(t, device="meta") for name, t in stored.items()}
         narrow = dit_cast(dit_from_flat(empty, read.config), natural_precision(dtype))
         formats = {name: leaf.dtype for name, leaf in to_flat(narrow).items()}
-    require_space({folder: sum(prod(read.flat[n].shape) * f.itemsize for n, f in formats.items())})
-    flat = _Cast(read.flat, formats)
+    require_space({folder: sum(prod(stored[n].shape) * f.itemsize for n, f in formats.items())})
+    flat = _Cast(stored, formats)
     put_streamed(folder / BUNDLE_FILES[part], flat, flat.entries)
     return read.config, digest(flat)
 

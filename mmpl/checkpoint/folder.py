@@ -18,10 +18,11 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.lora_names import LoraFile
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.published import defaults_of, given_of, network_of
+from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.checkpoint.recognise import (
+    HEADER_SUFFIXES,
     INDEX_SUFFIX,
     PICKLE_SUFFIXES,
-    SAFETENSORS_SUFFIXES,
     SUFFIXES,
     TITLES,
     Weights,
@@ -55,7 +56,6 @@ BUNDLE_FILES: dict[str, str] = {
 INDEX_FILE = "model_index.json"  # of diffusers: which pipeline the networks belong to
 
 PARTS: tuple[Kind, ...] = ("dit", "vae", "text")
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def check_folder(
             files.require_pickle(path)
         else:
             entries = official(part, files.read_headers(path), where=str(path))
-            shapes = _shapes(entries, str(path))
+            shapes = weight_shapes(entries, where=str(path))
             config = part_config(part, shapes, found.given[part], where=str(path))
             configs = replace(configs, **{part: config})
     if not any(is_pickle(found.files[part]) for part in PARTS):
@@ -221,7 +221,7 @@ def is_pickle(path: Path) -> bool:
     """True for a pickle, False for safetensors or its index, by suffix; others are refused."""
     if path.suffix in PICKLE_SUFFIXES:
         return True
-    if path.suffix in SAFETENSORS_SUFFIXES or path.name.endswith(INDEX_SUFFIX):
+    if path.suffix in HEADER_SUFFIXES or path.name.endswith(INDEX_SUFFIX):
         return False
     raise unreadable(path)
 
@@ -323,15 +323,3 @@ def _nominal(given: Mapping[str, Mapping[str, Any]], where: str) -> Configs:
         vae=sizes.build(VAEConfig, given["vae"], where=where),
         text=sizes.build(TextConfig, given["text"], where=where),
     )
-
-
-def _shapes(entries: Mapping[str, files.TensorInfo], where: str) -> dict[str, tuple[int, ...]]:
-    for name, info in entries.items():
-        if info.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                "weights of this number format cannot be read yet",
-                where=where,
-                got=f"{ascii(name)[:80]} of {info.dtype}",
-                wanted="one of " + " ".join(FLOAT_DTYPES),
-            )
-    return {name: info.shape for name, info in entries.items()}

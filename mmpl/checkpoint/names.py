@@ -25,7 +25,8 @@ WRAPPER_WORDS = frozenset(
 # Put in front of every name by the program that saved the file.
 LEADING_WORDS = frozenset({"model", "diffusion_model", "generator", "transformer"})
 
-_LAST_WORDS = frozenset({"weight", "bias", "gamma"})
+_SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")  # of quantised weights
+_LAST_WORDS = frozenset({"weight", "bias", "gamma", *_SCALES})
 _ATTENTION_PARTS = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
 
 
@@ -161,7 +162,6 @@ _VARIANTS: tuple[tuple[str, str], ...] = (
     (r"\.to_gate_compress\.", "a Wan with video sparse attention (FastWan VSA)"),
     (r"\.cam_encoder\.", "Wan ReCamMaster"),
     (r"(^|\.)(audio|motion|face)_(proj|encoder|adapter|injector)", "Wan with audio or pose input"),
-    (r"(^|\.)scaled_fp8$|\.(scale_weight|scale_input|weight_scale)$", "a quantised (fp8) Wan"),
 )
 
 

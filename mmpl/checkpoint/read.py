@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from mmpl.checkpoint import files
 from mmpl.checkpoint.folder import is_pickle
+from mmpl.checkpoint.gguf_file import (
+    Entry,
+    block_size,
+    gguf_library,
+    is_gguf,
+    plain_format,
+    read_entries,
+)
 from mmpl.checkpoint.names import bare
 from mmpl.errors import CheckpointError, is_out_of_memory
 
@@ -26,6 +35,7 @@ SAFE_TORCH = (2, 10)
 
 EMA_KEY = "generator_ema"
 PLAIN_KEYS = ("generator", "model", "state_dict")
+_AT_ONCE = 2**22  # numbers of a GGUF file made float32 at a time
 _MAX_WRAPPERS = 4  # a hostile dict can contain itself
 
 # A tensor up to this size is hashed whole, a larger one at both ends.
@@ -33,7 +43,7 @@ _WHOLE_BYTES, _END_BYTES = 2**20, 2**16
 
 
 def read_state_dict(path: str | Path, *, use_ema: bool | None = None) -> dict[str, Tensor]:
-    """Name -> CPU tensor of a .safetensors, .safetensors.index.json, .pt or .pth file.
+    """Name -> CPU tensor of a .safetensors, .safetensors.index.json, .gguf, .pt or .pth file.
 
     Memory-mapped where the format allows, so pages are read when used. Of a training checkpoint
     the generator is taken, its averaged weights (EMA) when there are any; `use_ema` True or False
@@ -110,12 +120,43 @@ def _all_mapped(path: Path) -> dict[str, Tensor]:
 
 def _mapped(path: Path, names: list[str]) -> dict[str, Tensor]:
     try:
+        if is_gguf(path):
+            return {name: _made(path, entry) for name, entry in read_entries(path).items()}
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in names}
     except Exception as error:  # noqa: BLE001  a damaged file raises many types
         if is_out_of_memory(error):  # its sizes were checked before: it is not the file
             raise
         files.refuse_damaged(path, error)
+
+
+def _made(path: Path, entry: Entry) -> Tensor:
+    """A tensor of a GGUF file: its blocks become bfloat16, part by part."""
+    plain = {"F32": torch.float32, "F16": torch.float16}
+    made = torch.empty(entry.shape, dtype=plain.get(plain_format(path, entry.kind), torch.bfloat16))
+    flat, done = made.view(-1), 0
+    for part in _float_rows(path, entry):
+        flat[done : done + len(part)] = torch.from_numpy(part)
+        done += len(part)
+    return made
+
+
+def _float_rows(path: Path, entry: Entry) -> Iterator[np.ndarray]:
+    """The numbers of a GGUF tensor in float32, flat, a part after the other.
+
+    Raises ValueError for a format that the library cannot turn into numbers.
+    """
+    library = gguf_library(path)
+    kind = library.GGMLQuantizationType(entry.kind)
+    block, block_bytes = block_size(library, entry.kind)
+    content = np.memmap(path, np.uint8, "r", entry.start, (entry.size,))
+    step = max(1, _AT_ONCE // block) * block_bytes
+    for start in range(0, entry.size, step):
+        part = np.array(content[start : start + step])[None]
+        try:
+            yield library.quants.dequantize(part, kind).reshape(-1)
+        except NotImplementedError as error:
+            raise ValueError(f"numbers in {kind.name} cannot be read") from error
 
 
 def _unpickled(path: Path) -> Any:

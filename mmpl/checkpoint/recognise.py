@@ -22,11 +22,10 @@ from mmpl.errors import CheckpointError
 
 Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
 
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+HEADER_SUFFIXES = (".safetensors", ".sft", ".gguf")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
-GGUF_SUFFIX = ".gguf"
-SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES, INDEX_SUFFIX, GGUF_SUFFIX)
+SUFFIXES = (*HEADER_SUFFIXES, *PICKLE_SUFFIXES, INDEX_SUFFIX)
 
 TITLES: dict[Network, str] = {
     "dit": "a transformer",
@@ -82,11 +81,7 @@ class Weights:
 
 def look(path: Path) -> Weights:
     """What the file at `path` is. Raises CheckpointError for one that cannot be read."""
-    if path.suffix == GGUF_SUFFIX:
-        files.require_file(path)
-        return Weights(path, "other", "GGUF", "a GGUF file, which cannot be read yet")
-    names = frozenset(tensor_names(path))
-    return recognised(path, names)
+    return recognised(path, tensor_names(path))
 
 
 def recognised(path: Path, names: Iterable[str]) -> Weights:
@@ -109,7 +104,7 @@ def tensor_names(path: Path) -> Iterator[str]:
     if path.name.endswith(INDEX_SUFFIX):
         for names in files.index_shards(path).values():
             yield from names
-    elif path.suffix in SAFETENSORS_SUFFIXES:
+    elif path.suffix in HEADER_SUFFIXES:
         yield from files.read_header(path)
     elif path.suffix in PICKLE_SUFFIXES:
         yield from _pickle_texts(path)
@@ -123,7 +118,7 @@ def unreadable(path: Path) -> CheckpointError:
         "weights in this format cannot be read",
         where=str(path),
         got=path.suffix or "no suffix",
-        wanted="one of " + " ".join((*SAFETENSORS_SUFFIXES, INDEX_SUFFIX, *PICKLE_SUFFIXES)),
+        wanted="one of " + " ".join((*HEADER_SUFFIXES, INDEX_SUFFIX, *PICKLE_SUFFIXES)),
     )
 
 

@@ -17,13 +17,14 @@ from mmpl.errors import ArgumentError
 from mmpl.film.script import joined
 from mmpl.layout.presets import PRESETS
 from mmpl.layout.timeline import MODES, ORDERS, SEEDINGS
-from mmpl.wan.choices import BACKENDS, NOISE_MODES, SOLVERS
+from mmpl.wan.choices import BACKENDS, NOISE_MODES, QUANTISED, SOLVERS
 
 REVISE = ("reroll", "extend")  # verbs that change a job before they go on with it
 GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
 VERBS = (*GO_ON, "plan", "inspect", "convert")
 ATTENTION = ("auto", *BACKENDS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("none", *QUANTISED)
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 FILM, SAMPLING, PLANNING = "film", "sampling", "planning"
@@ -224,6 +225,10 @@ FLAGS = (
     Flag(
         "dtype", MACHINE, "NAME", "number format of the transformer: " + ", ".join(DTYPES), _dtype,
         f"one of {', '.join(DTYPES)}", "auto: float32 on a CPU, bfloat16 on a GPU",
+    ),
+    Flag(
+        "quantize", MACHINE, "NAME", "hold the transformer's matrices in 8 bits, which halves its "
+        "memory and changes the film: " + ", ".join(QUANTIZE), **one_of(*QUANTIZE), default="none",
     ),
     Flag(
         "attention", MACHINE, "NAME", ", ".join(ATTENTION), **one_of(*ATTENTION), default="auto",

@@ -7,11 +7,14 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from mmpl.checkpoint.folder import PARTS, ModelFolder, check_folder, part_config
-from mmpl.checkpoint.names import official
+from mmpl.checkpoint.files import TensorInfo, read_headers
+from mmpl.checkpoint.folder import PARTS, ModelFolder, check_folder, is_pickle, part_config
+from mmpl.checkpoint.names import bare, official
+from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.checkpoint.recognise import SUFFIXES, Weights, look
 from mmpl.checkpoint.search import contents
 from mmpl.checkpoint.sizes import KNOWN_DIMS
@@ -134,23 +137,16 @@ def _weights(path: str) -> Iterator[str]:
     """A file of weights: of which network, how many, in which number formats, and what is used
     with it or missing."""
     seen = look(Path(path))
-    if seen.network == "other" and seen.family == "GGUF":
-        yield f"{path}: {_named(seen)}"
+    if seen.network == "lora":
+        yield from _lora(path)
         return
-
-    from mmpl.checkpoint.read import read_state_dict  # torch comes with it
-
-    lora = _lora(path)
-    if lora is not None:
-        yield from lora
-        return
-    flat = read_state_dict(path)
-    formats = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in flat.values())
-    count = sum(tensor.numel() for tensor in flat.values())
-    yield f"{path}: {_network(seen, flat)}"
+    entries = _entries(Path(path))
+    formats = Counter(info.dtype for info in entries.values())
+    count = sum(prod(info.shape) for info in entries.values())
+    yield f"{path}: {_network(seen, entries)}"
     if seen.family:
         yield f"  family   {seen.family}"
-    yield f"  weights  {len(flat)} tensors, {count:,} numbers"
+    yield f"  weights  {len(entries)} tensors, {count:,} numbers"
     yield "  format   " + ", ".join(f"{n} of {dtype}" for dtype, n in formats.most_common())
     yield f"  file     {os.stat(path).st_size / 1e6:.1f} MB"
     if seen.network in PARTS and not seen.relative:
@@ -160,18 +156,22 @@ def _weights(path: str) -> Iterator[str]:
             yield f"  missing  {error}"
 
 
-def _lora(path: str) -> list[str] | None:
-    """A LoRA: who writes such files, and which sizes of Wan it fits. None for what is none."""
-    from mmpl.checkpoint.lora import INSIDE, read_lora
-    from mmpl.checkpoint.lora_names import fit, is_lora, ranks
-    from mmpl.checkpoint.read import read_tensors
+def _entries(path: Path) -> dict[str, TensorInfo]:
+    """Formats and shapes by bare names, from the header where there is one."""
+    if not is_pickle(path):
+        return bare(read_headers(path), where=str(path))
+    from mmpl.checkpoint.dequantise import described  # torch comes with it
+    from mmpl.checkpoint.read import read_state_dict
+
+    return described(read_state_dict(path))
+
+
+def _lora(path: str) -> Iterator[str]:
+    """A LoRA: who writes such files, and which sizes of Wan it fits."""
+    from mmpl.checkpoint.lora import read_lora  # torch comes with it
+    from mmpl.checkpoint.lora_names import fit, ranks
     from mmpl.wan.dit_params import dit_shapes
 
-    try:
-        if not is_lora(read_tensors(path, inside=INSIDE)):
-            return None
-    except CheckpointError:
-        return None  # what is wrong with it is said by who reads it as weights
     lora = read_lora(path)
     parsed, shapes, fits = lora.parsed, lora.shapes, []
     for name, config in (("Wan2.1 1.3B", DiTConfig()), ("Wan2.1 14B", WAN_14B)):
@@ -180,22 +180,20 @@ def _lora(path: str) -> list[str] | None:
             fits.append(f"{name}, {len(there.changes)}/{there.total} of it")
     wide = sorted({shapes[down][-1] for down, _ in parsed.pairs})
     rank = ", ".join(map(str, ranks(parsed, shapes)))
-    return [
-        f"{path}: a LoRA as {parsed.family} writes them",
-        f"  modules  {len(parsed.modules)}, {len(parsed.pairs)} with pairs, rank {rank or None}",
-        f"  fits     {'; '.join(fits) or f'no published size of Wan: layers {wide} wide'}",
-        f"  file     {os.stat(path).st_size / 1e6:.1f} MB",
-    ]
+    yield f"{path}: a LoRA as {parsed.family} writes them"
+    yield f"  modules  {len(parsed.modules)}, {len(parsed.pairs)} with pairs, rank {rank or None}"
+    yield f"  fits     {'; '.join(fits) or f'no published size of Wan: layers {wide} wide'}"
+    yield f"  file     {os.stat(path).st_size / 1e6:.1f} MB"
 
 
-def _network(seen: Weights, flat: Mapping[str, Any]) -> str:
+def _network(seen: Weights, entries: Mapping[str, TensorInfo]) -> str:
     """Which network's weights these are, and its size where the shapes tell all of it."""
     part = next((part for part in PARTS if part == seen.network), None)
     if part is None or seen.relative:
         return seen.title
     with suppress(MmplError):
         path = str(seen.path)
-        shapes = {n: tuple(t.shape) for n, t in official(part, flat, where=path).items()}
+        shapes = weight_shapes(official(part, entries, where=path), where=path)
         config = part_config(part, shapes, {}, where=path)
         sizes = (f"{n} {getattr(config, n)}" for n in _SIZES if hasattr(config, n))
         known = _known(config.dim) if part == "dit" else ""

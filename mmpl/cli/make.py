@@ -109,8 +109,8 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     )
     started = next(events)
     assert isinstance(started, Started)
-    threads = order.machine["threads"]
-    engine = {"device": str(device), "dtype": dtype, "attention": attention, "threads": threads}
+    engine = {"device": str(device), "dtype": dtype, "attention": attention}
+    engine |= {name: order.machine[name] for name in ("quantize", "threads")}
     notes = Notes(order.film)
     events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
@@ -140,10 +140,11 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
 
 def _model(order: Order, device: torch.device, dtype: torch.dtype, shelf: Shelf) -> Model:
     files = tuple(os.path.abspath(path) for path in order.folder.files.values())
-    wanted = files, order.folder.loras, device, dtype
+    quantize = None if order.machine["quantize"] == "none" else order.machine["quantize"]
+    wanted = files, order.folder.loras, device, dtype, quantize
     if wanted not in shelf:
         shelf.clear()  # before another is loaded: there may be room for one alone
-        shelf[wanted] = load_model(order.folder, dtype=dtype, device=device)
+        shelf[wanted] = load_model(order.folder, dtype=dtype, quantize=quantize, device=device)
     return shelf[wanted]
 
 
@@ -218,7 +219,8 @@ def _again(order: Order, engine: Mapping[str, Any]) -> str:
     """The command that makes the same film again."""
     words = f"resume {shlex.quote(order.job_dir or '')} --overwrite"
     if not any(pin.is_kept for pin in order.film.pins):  # those are in the job folder alone
-        rest = {**order.inputs, **order.model, **engine}
+        taken = {name: value for name, value in engine.items() if value != "none"}
+        rest = {**order.inputs, **order.model, **taken}
         words = command(order.film, order.folder.defaults, rest, order.output)
     return f"{order.program} {words}"
 
@@ -267,7 +269,8 @@ def _metadata(order: Order, model: Model, engine: Mapping[str, Any]) -> dict[str
 
 
 def _machine_line(place: Place, engine: Mapping[str, Any]) -> str:
-    how = ", ".join(f"{engine[name]}" for name in ("device", "dtype", "attention"))
+    names = ("device", "dtype", "quantize", "attention")
+    how = ", ".join(f"{engine[name]}" for name in names if engine[name] != "none")
     return f"{socket.gethostname()}: from rank {place.rank} of {place.ranks} on, {how}"
 
 

@@ -235,11 +235,12 @@ class Progress:
 def header(
     film: Film, model: Model, engine: Mapping[str, Any], *, source: str, ranks: int = 1
 ) -> str:
-    """What will be made, by what. `engine`: device, dtype, attention, threads."""
+    """What will be made, by what. `engine`: device, dtype, quantize, attention, threads."""
     dit = model.dit_config
+    held = "" if engine["quantize"] == "none" else f" in {engine['quantize']}"
     rows = {
         "model": f"{source}, transformer of {dit.num_layers} layers, {dit.dim} wide",
-        "machine": f"{engine['device']}, {engine['dtype']}, {engine['attention']} attention, "
+        "machine": f"{engine['device']}, {engine['dtype']}{held}, {engine['attention']} attention, "
         + _counted(engine["threads"], "thread")
         + (f", {ranks} processes with as much each" if ranks > 1 else ""),
         "film": f"{film.frames} frames of {film.width}x{film.height} at {film.fps} fps "

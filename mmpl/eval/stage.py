@@ -25,9 +25,9 @@ from mmpl.wan import vae
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.dit import CrossKV, Engine, encode_context
+from mmpl.wan.dit_params import compute_dtype
 from mmpl.wan.flow import guided, schedule
 from mmpl.wan.noise import normal
-from mmpl.wan.ops import natural_precision
 from mmpl.wan.text import encode_prompts
 
 Pixels = NDArray[np.uint8]
@@ -174,7 +174,7 @@ def branches_of(film: Film) -> int:
 def open_stage(model: Model, film: Film) -> Stage:
     """The model made ready for `film`, on the device of its weights."""
     device = model.dit.head.head.weight.device
-    compute = natural_precision(model.dit.blocks[0].ffn_in.weight.dtype).compute
+    compute = compute_dtype(model.dit)
     engine = Engine(attention=resolve_attention("auto", device, compute)[1])
     prompts = [film.prompt, film.negative_prompt][: branches_of(film)]
     embeddings = encode_prompts(

@@ -30,6 +30,7 @@ SEGMENT_FILMS = "segment_*.mp4"
 PREVIEW = "preview.mp4"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
+_SINCE = {"quantize": "none"}  # what folders mean that were begun before there was the setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ def require_same(folder: Path, found: Mapping[str, Any], job: Mapping[str, Any])
     changed = [
         name
         for name in here
-        if there.get(name) != here[name] and (name in there or not name.startswith("weights "))
+        if there.get(name, _SINCE.get(name)) != here[name]
+        and (name in there or not name.startswith("weights "))
     ]
     if changed:
         raise ResumeError(

@@ -14,3 +14,6 @@ NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 
 BACKENDS = ("flash3", "cudnn", "flash2", "sdpa")
 """Of `mmpl.wan.attention`, fastest first on Hopper cards."""
+
+QUANTISED = ("fp8", "int8")
+"""Of `mmpl.wan.quantise`."""

@@ -31,7 +31,7 @@ from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit_block import BlockFn, Shared, TextFn, text_kv
 from mmpl.wan.dit_block import block as block
 from mmpl.wan.dit_params import DiTParams as DiTParams
-from mmpl.wan.dit_params import HeadParams
+from mmpl.wan.dit_params import HeadParams, compute_dtype
 from mmpl.wan.dit_params import dit_cast as dit_cast
 from mmpl.wan.dit_params import dit_from_flat as dit_from_flat
 from mmpl.wan.dit_params import dit_shapes as dit_shapes
@@ -220,7 +220,7 @@ def unpatchify(config: DiTConfig, y_BLC: Tensor, latent_size: Sequence[int]) -> 
 
 
 def _precision(params: DiTParams, engine: Engine) -> Precision:
-    return engine.precision or ops.natural_precision(params.blocks[0].ffn_in.weight.dtype)
+    return engine.precision or ops.natural_precision(compute_dtype(params))
 
 
 def _rope(config: DiTConfig, x_BCTHW: Tensor, frames: Positions, precision: Precision) -> Tensor:

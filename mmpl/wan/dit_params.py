@@ -7,11 +7,21 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.ops import Precision, cast
-from mmpl.wan.params import Linear, Shapes, Weight, from_flat, key, tree_map
+from mmpl.wan.params import (
+    Linear,
+    QuantisedLinear,
+    Shapes,
+    Weight,
+    from_flat,
+    key,
+    tree_map,
+)
+from mmpl.wan.quantise import STORED, quantised
 
 Tree = TypeVar("Tree")
 
@@ -99,7 +109,13 @@ def dit_cast(params: DiTParams, precision: Precision) -> DiTParams:
     """The same parameters stored in the formats `precision` reads them in.
 
     Changes no result, as `dit` rounds a weight on use anyway; it saves doing so in every pass.
+    Quantised matrices and their scales stay as they are.
     """
+
+    def narrowed(leaf: Tensor | QuantisedLinear) -> Tensor | QuantisedLinear:
+        if isinstance(leaf, QuantisedLinear):
+            return replace(leaf, bias=cast(leaf.bias, precision.compute))
+        return cast(leaf, precision.compute)
 
     def island(tree: Tree) -> Tree:
         return tree_map(lambda x: cast(x, precision.island), tree)
@@ -116,7 +132,7 @@ def dit_cast(params: DiTParams, precision: Precision) -> DiTParams:
             cross_attn=attention(narrow.cross_attn, stored.cross_attn),
         )
 
-    narrow = tree_map(lambda x: cast(x, precision.compute), params)
+    narrow = tree_map(narrowed, params, leaves=(Tensor, QuantisedLinear))
     return replace(
         narrow,
         blocks=tuple(block(n, stored) for n, stored in zip(narrow.blocks, params.blocks)),
@@ -125,3 +141,30 @@ def dit_cast(params: DiTParams, precision: Precision) -> DiTParams:
         time_out=island(params.time_out),
         time_projection=island(params.time_projection),
     )
+
+
+def dit_quantised(params: DiTParams, kind: str) -> DiTParams:
+    """The same network with the matrices of its blocks in 8 bits of `kind`, fp8 or int8.
+
+    What is around the blocks, norms and modulation keep their formats. Raises ArgumentError.
+    """
+
+    def block(stored: BlockParams) -> BlockParams:
+        return tree_map(lambda linear: quantised(linear, kind), stored, leaves=(Linear,))
+
+    return replace(params, blocks=tuple(block(stored) for stored in params.blocks))
+
+
+def compute_dtype(params: DiTParams) -> torch.dtype:
+    """The format that the stored network's products are computed in: that of its matrices, or of
+    their biases where they are quantised."""
+    linear = params.blocks[0].ffn_in
+    return (linear.bias if isinstance(linear, QuantisedLinear) else linear.weight).dtype
+
+
+def quantised_kind(params: DiTParams) -> str | None:
+    """fp8 or int8 where the blocks' matrices are quantised."""
+    linear = params.blocks[0].ffn_in
+    if not isinstance(linear, QuantisedLinear):
+        return None
+    return next(kind for kind, dtype in STORED.items() if dtype is linear.weight.dtype)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
-from mmpl.wan.params import Linear, Weight
+from mmpl.wan.params import Linear, QuantisedLinear, Weight
+from mmpl.wan.quantise import quantised_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def linear(params: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x @ weight.T + bias`, computed in `dtype`."""
+    if isinstance(params, QuantisedLinear):
+        return quantised_linear(params, cast(x, dtype), dtype)
     return F.linear(cast(x, dtype), cast(params.weight, dtype), cast(params.bias, dtype))
 
 

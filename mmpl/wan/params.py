@@ -20,6 +20,8 @@ Tree = TypeVar("Tree")
 Flat = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
+SCALE = ".weight_scale"  # what marks a QuantisedLinear in a flat state dict
+
 
 def key(name: str) -> Any:
     """Declares a field stored under another name than its own: `head: Linear = key("x.0")`."""
@@ -32,6 +34,16 @@ class Linear:
 
     weight: Tensor
     bias: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantisedLinear(Linear):
+    """`weight` [out, in] in 8 bits, to be multiplied by `weight_scale` [out, 1], which is float32.
+
+    Stands where a `Linear` may. `bias` is in the format that products are computed in.
+    """
+
+    weight_scale: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,10 +63,16 @@ class Gamma:
 def from_flat(cls: type[Tree], flat: Flat, shapes: Shapes, *, where: str = "weights") -> Tree:
     """The tree of type `cls` whose leaves are exactly the tensors of `flat`.
 
-    `shapes` is what the config asks for. Raises CheckpointError naming missing, unexpected and
-    wrongly shaped keys.
+    `shapes` is what the config asks for; a linear map with a `weight_scale` beside its weight
+    becomes a QuantisedLinear. Raises CheckpointError naming missing, unexpected and wrongly shaped
+    keys.
     """
-    check_shapes(flat, shapes, where=where)
+    scales = {
+        scale: (shape[0], 1)
+        for name, shape in shapes.items()
+        if (scale := name.removesuffix(".weight") + SCALE) in flat and len(shape) == 2
+    }
+    check_shapes(flat, shapes | scales, where=where)
     used: set[str] = set()
     tree = _build(cls, flat, "", used)
     if used != set(flat):
@@ -67,14 +85,19 @@ def to_flat(tree: object, prefix: str = "") -> dict[str, Tensor]:
     return dict(_walk(tree, prefix))
 
 
-def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The same tree with `function` applied to every tensor."""
-    if isinstance(tree, Tensor):
-        return function(tree)  # type: ignore[return-value]
+def tree_map(
+    function: Callable[[Any], Any], tree: Tree, *, leaves: tuple[type, ...] = (Tensor,)
+) -> Tree:
+    """The same tree with `function` applied to every tensor, or to every part that is one of
+    `leaves`, which then is not looked into."""
+    if isinstance(tree, leaves):
+        return function(tree)
     if isinstance(tree, tuple):
-        return tuple(tree_map(function, part) for part in tree)  # type: ignore[return-value]
+        parts = (tree_map(function, part, leaves=leaves) for part in tree)
+        return tuple(parts)  # type: ignore[return-value]
     if is_dataclass(tree):
-        parts = {f.name: tree_map(function, getattr(tree, f.name)) for f in fields(tree)}
+        values = ((f.name, getattr(tree, f.name)) for f in fields(tree))
+        parts = {name: tree_map(function, part, leaves=leaves) for name, part in values}
         return type(tree)(**parts)  # type: ignore[return-value]
     return tree
 
@@ -139,6 +162,8 @@ def _build(hint: Any, flat: Flat, prefix: str, used: set[str]) -> Any:
         while any(name.startswith(f"{prefix}.{len(parts)}.") for name in flat):
             parts.append(_build(element, flat, f"{prefix}.{len(parts)}", used))
         return tuple(parts)
+    if hint is Linear and f"{prefix}{SCALE}" in flat:
+        hint = QuantisedLinear
     hints = get_type_hints(hint)
     values = {}
     for f in fields(hint):

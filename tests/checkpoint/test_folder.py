@@ -80,8 +80,8 @@ def shards(change: Callable[[dict], object]) -> Damage:
     return damage
 
 
-def fp8(state: dict) -> dict:
-    return {**state, "head.head.weight": state["head.head.weight"].to(torch.float8_e4m3fn)}
+def int8(state: dict) -> dict:
+    return {**state, "head.head.weight": state["head.head.weight"].to(torch.int8)}
 
 
 def integers(folder: Path) -> object:
@@ -132,7 +132,7 @@ EARLY: dict[str, tuple[Damage, str]] = {
     "I2V CLIP": (dit(added("img_emb.proj.0.weight")), "CLIP"),
     "VACE": (dit(added("vace_blocks.0.norm3.weight")), "VACE"),
     "LoRA": (dit(added("blocks.0.ffn.0.lora_A.weight")), "LoRA"),
-    "fp8": (dit(fp8), "number format"),
+    "int8 without scale": (dit(int8), "no scale"),
     "code alone as VAE": (
         pickled(VAE, lambda folder: worlds.Attack(folder / "canary")),
         "no video VAE .*Wan2.1_VAE.pth .weights of no network",

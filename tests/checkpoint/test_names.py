@@ -103,8 +103,6 @@ def test_tied_embedding_is_taken_from_either_name(names: tuple[str, ...]) -> Non
         ("control_adapter.conv.weight", "Control"),
         ("blocks.0.self_attn.q.lora_A.weight", "LoRA"),
         ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "LoRA"),
-        ("blocks.0.ffn.0.scale_weight", "fp8"),
-        ("scaled_fp8", "fp8"),
     ],
 )
 def test_relatives_are_named_and_refused(name: str, variant: str) -> None:

@@ -80,6 +80,7 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "device": "cpu",
         "dtype": "float32",
         "attention": "sdpa",
+        "quantize": "none",
         "threads": torch.get_num_threads(),
     }
 
@@ -114,6 +115,25 @@ def test_the_settings_in_the_file_make_the_same_film(gen: Gen) -> None:
     assert settings_of("c.mp4") == settings_of() | {"num_frames": 8, "seed": 9}
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_film_of_8_bits(gen: Gen, kind: str) -> None:
+    """Other pixels than without, the same again, and a job folder that knows the difference."""
+    flags = ("--prompt", PROMPT, "--seed", 7, "--num_frames", 5, "--steps", 1)
+    assert gen(*flags, "--output", "plain.mp4")[0] == 0
+    code, _, err = gen(*flags, "--quantize", kind)
+    assert code == 0, err
+    assert f"float32 in {kind}" in err
+    assert settings_of()["quantize"] == kind
+    first = frames_of()
+    assert (first != frames_of("plain.mp4")).any()
+    code, _, plain = gen(*flags, "--overwrite")
+    assert (code, "quantize none" in plain) == (6, True)
+    printed = again(err)
+    assert printed[printed.index("--quantize") + 1] == kind
+    assert gen(*printed, "--overwrite", "--fresh", plain=True)[0] == 0
+    assert (frames_of() == first).all()
+
+
 def test_settings_in_a_json_file(gen: Gen) -> None:
     Path("job.json").write_text(json.dumps({"prompt": PROMPT, "size": "32x48", "steps": 1}))
     assert gen("--config", "job.json", "--seed", 1, "--num_frames", 1)[0] == 0
@@ -143,6 +163,7 @@ def test_the_second_time_the_film_is_complete(gen: Gen) -> None:
         (["--seed", "-1"], "other seed"),
         (["--fps", "8"], "other fps"),
         (["--dtype", "bf16"], "other dtype"),
+        (["--quantize", "int8"], "other quantize"),
     ):
         code, out, err = gen(*flags, *more)
         assert (code, out) == (2, "")
