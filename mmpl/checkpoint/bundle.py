@@ -275,7 +275,9 @@ def _read(
 ) -> tuple[dict[Kind, Part], Tokenizer, dict[str, str]]:
     """The `wanted` parts of a folder, its tokenizer, and the digests of both. Matrices of the
     transformer that are stored in `keep` (fp8, int8) stay so."""
-    parts = {part: read_part(found, part, use_ema=use_ema, keep=keep) for part in wanted}
+    parts: dict[Kind, Part] = {
+        part: read_part(found, part, use_ema=use_ema, keep=keep) for part in wanted
+    }
     where = found.files["tokenizer"]
     tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
     digests = _digests(parts, tokenizer_json)

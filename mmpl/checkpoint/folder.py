@@ -170,7 +170,7 @@ def open_folder(
     CheckpointError."""
     path = root = Path(folder)
     flags = zip(FLAGS, (checkpoint, vae, text_encoder, tokenizer), strict=True)
-    told = {role: Path(file) for role, file in flags if file is not None}
+    told: dict[Role, Path] = {role: Path(file) for role, file in flags if file is not None}
     if not os.path.isdir(path):
         root = path.parent
         told = {_role(path): path, **told}
@@ -193,7 +193,7 @@ def _role(path: Path) -> Role:
             wanted="an mmpl bundle, a folder of Wan weights, or one file of them",
         )
     found = look(path)
-    role = next((part for part in PARTS if part == found.network), None)
+    role: Role | None = next((part for part in PARTS if part == found.network), None)
     if role is None:
         raise CheckpointError(
             "this is not a part of a model",
@@ -270,7 +270,7 @@ def _bundle(
 
 def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
     """A model whose files are recognised by what they hold."""
-    wanted = [role for role in FLAGS if role not in told]
+    wanted: list[Role] = [role for role in FLAGS if role not in told]
     places = [contents(root)] if wanted else []
     if path != root and not all(has(role, places[0]) for role in wanted):
         places.append(contents(root.parent))  # as of transformer/x.safetensors in a whole folder

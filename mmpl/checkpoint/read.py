@@ -133,7 +133,8 @@ def _mapped(path: Path, names: list[str]) -> dict[str, Tensor]:
 def _made(path: Path, entry: Entry) -> Tensor:
     """A tensor of a GGUF file: its blocks become bfloat16, part by part."""
     plain = {"F32": torch.float32, "F16": torch.float16}
-    made = torch.empty(entry.shape, dtype=plain.get(plain_format(path, entry.kind), torch.bfloat16))
+    stored = plain_format(path, entry.kind) or "BF16"
+    made = torch.empty(entry.shape, dtype=plain.get(stored, torch.bfloat16))
     flat, done = made.view(-1), 0
     for part in _float_rows(path, entry):
         flat[done : done + len(part)] = torch.from_numpy(part)

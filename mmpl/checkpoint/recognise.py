@@ -22,7 +22,8 @@ from mmpl.errors import CheckpointError
 
 Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
 
-HEADER_SUFFIXES = (".safetensors", ".sft", ".gguf")
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+HEADER_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".gguf")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
 SUFFIXES = (*HEADER_SUFFIXES, *PICKLE_SUFFIXES, INDEX_SUFFIX)
@@ -88,7 +89,8 @@ def recognised(path: Path, names: Iterable[str]) -> Weights:
     """What a file with tensors of these names is."""
     raw = frozenset(names)
     bare = {bare_name(name) for name in raw}
-    network = next((kind for kind, mark in _MARKS if _any(mark, bare)), "other")
+    marked: list[Network] = [kind for kind, mark in _MARKS if _any(mark, bare)]
+    network = marked[0] if marked else "other"
     return Weights(
         path,
         network,

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from mmpl.checkpoint.folder import is_pickle
 from mmpl.checkpoint.read import EMA_KEY, PLAIN_KEYS
+from mmpl.checkpoint.recognise import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
+from mmpl.errors import CheckpointError
 from mmpl.media import durable
 
 _FORMATS = {
@@ -41,6 +43,13 @@ def write_transformer(
     both have in common are stored once. Raises CheckpointError for another suffix, and OutputError.
     """
     path = Path(path)
+    if path.suffix not in (*PICKLE_SUFFIXES, *SAFETENSORS_SUFFIXES):
+        raise CheckpointError(
+            "weights cannot be written in this format",
+            where=str(path),
+            got=path.suffix or "no suffix",
+            wanted="one of " + " ".join((*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)),
+        )
     if is_pickle(path):
         parts = {PLAIN_KEYS[0]: weights} | ({} if averaged is None else {EMA_KEY: averaged})
     else:

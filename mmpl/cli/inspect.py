@@ -13,7 +13,7 @@ from typing import Any
 
 from mmpl.checkpoint.files import TensorInfo, read_headers
 from mmpl.checkpoint.folder import PARTS, ModelFolder, check_folder, is_pickle, part_config
-from mmpl.checkpoint.names import bare, official
+from mmpl.checkpoint.names import Kind, bare, official
 from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.checkpoint.recognise import SUFFIXES, Weights, look
 from mmpl.checkpoint.search import contents
@@ -188,7 +188,7 @@ def _lora(path: str) -> Iterator[str]:
 
 def _network(seen: Weights, entries: Mapping[str, TensorInfo]) -> str:
     """Which network's weights these are, and its size where the shapes tell all of it."""
-    part = next((part for part in PARTS if part == seen.network), None)
+    part: Kind | None = next((part for part in PARTS if part == seen.network), None)
     if part is None or seen.relative:
         return seen.title
     with suppress(MmplError):

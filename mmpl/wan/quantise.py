@@ -57,7 +57,7 @@ def quantised_linear(params: QuantisedLinear, x: Tensor, dtype: torch.dtype) -> 
 def fp8_product(params: QuantisedLinear, x: Tensor) -> Tensor:
     """`x @ weight.T` in bfloat16 of an fp8 matrix and `x` rounded to fp8 with a scale per row."""
     steps, scale = quantised_rows(x.flatten(0, -2), "fp8")
-    product = torch._scaled_mm(
+    product = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         steps,
         params.weight.t(),
         scale_a=scale,

@@ -53,7 +53,7 @@ def measured(model: Model, request: Request) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model_path", type=Path, default=Path("weights/tiny"))
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)

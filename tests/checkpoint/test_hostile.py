@@ -216,7 +216,7 @@ def test_bad_json(tmp_path: Path, text: str) -> None:
     refused_quickly(tmp_path / "x.index.json")
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "model", "model.txt", "model.json"])
+@pytest.mark.parametrize("name", ["model", "model.txt", "model.json"])
 def test_other_formats_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x" * 99)
     with pytest.raises(CheckpointError, match="cannot be read"):
