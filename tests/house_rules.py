@@ -51,6 +51,8 @@ NO_TORCH = (
     "mmpl.checkpoint.quantised",
     "mmpl.checkpoint.recognise",
     "mmpl.checkpoint.search",
+    "mmpl.checkpoint.sentencepiece",
+    "mmpl.checkpoint.tokenizer_file",
     "mmpl.checkpoint.sizes",
     "mmpl.media.clip",
     "mmpl.media.fit",

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpl.checkpoint import files
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.dequantise import described, plain_weights
 from mmpl.checkpoint.folder import (
@@ -24,7 +23,6 @@ from mmpl.checkpoint.folder import (
     BUNDLE_FORMAT,
     BUNDLE_VERSION,
     CONFIG_FILE,
-    MAX_TOKENIZER_BYTES,
     PARTS,
     Configs,
     ModelFolder,
@@ -38,6 +36,7 @@ from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.quantised import companion, weight_shapes
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
 from mmpl.checkpoint.sizes import Given
+from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
@@ -279,7 +278,7 @@ def _read(
         part: read_part(found, part, use_ema=use_ema, keep=keep) for part in wanted
     }
     where = found.files["tokenizer"]
-    tokenizer_json = files.read_text(where, MAX_TOKENIZER_BYTES)
+    tokenizer_json = read_tokenizer(where)
     digests = _digests(parts, tokenizer_json)
     _require_digests(found, digests)
     return parts, Tokenizer(tokenizer_json, where=str(where)), digests

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpl.checkpoint import files
 from mmpl.checkpoint.bundle import put_config, read_part, text_digest
-from mmpl.checkpoint.folder import BUNDLE_FILES, MAX_TOKENIZER_BYTES, PARTS, Configs, ModelFolder
+from mmpl.checkpoint.folder import BUNDLE_FILES, PARTS, Configs, ModelFolder
 from mmpl.checkpoint.lora import merged, read_lora
 from mmpl.checkpoint.names import Kind
 from mmpl.checkpoint.read import digest
+from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.checkpoint.write import put_streamed
 from mmpl.media.durable import make_folder, put, require_space
 from mmpl.wan.dit_params import dit_cast, dit_from_flat
@@ -35,7 +35,7 @@ def convert(
     conversion that was cut short does not load. Raises CheckpointError and OutputError.
     """
     path = Path(folder)
-    tokenizer = files.read_text(found.files["tokenizer"], MAX_TOKENIZER_BYTES)
+    tokenizer = read_tokenizer(found.files["tokenizer"])
     Tokenizer(tokenizer, where=str(found.files["tokenizer"]))  # refuses what is none
     make_folder(path)
     configs: dict[str, Any] = {}

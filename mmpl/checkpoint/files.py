@@ -61,8 +61,8 @@ def require_file(path: Path) -> int:
     return status.st_size
 
 
-def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
-    """The UTF-8 text of a file of at most `limit` bytes."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes."""
     size = require_file(path)
     if size > limit:
         raise CheckpointError(
@@ -72,8 +72,18 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
             wanted=f"at most {limit}",
         )
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            "the file cannot be read", where=str(path), got=_reason(error)
+        ) from error
+
+
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes."""
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise CheckpointError(
             "the file is not readable as text", where=str(path), got=_reason(error)
         ) from error
@@ -176,6 +186,27 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        refuse_damaged(path, error)
+
+
+def require_bytes(path: Path, name: str, limit: int) -> None:
+    """Raises unless a .safetensors file has a tensor `name` of at most `limit` bytes, in a row."""
+    found = read_header(path).get(name)
+    if found is None or found.dtype != "U8" or len(found.shape) != 1 or found.shape[0] > limit:
+        raise CheckpointError(
+            f"the file does not hold {name} as bytes",
+            where=str(path),
+            got=f"{found.dtype} of {found.shape}" if found else "no such tensor",
+            wanted=f"at most {limit} bytes",
+        )
+
+
+def tensor_bytes(path: Path, name: str) -> bytes:
+    """The content of a tensor for which `require_bytes` has found no fault."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name).tobytes()
     except (SafetensorError, OSError, ValueError) as error:
         refuse_damaged(path, error)
 

@@ -32,7 +32,6 @@ from mmpl.checkpoint.recognise import (
 from mmpl.checkpoint.search import (
     CONFIG_FILE,
     FLAGS,
-    MAX_TOKENIZER_BYTES,
     TOKENIZER_FILE,
     Contents,
     Role,
@@ -42,6 +41,7 @@ from mmpl.checkpoint.search import (
     has,
     require_role,
 )
+from mmpl.checkpoint.tokenizer_file import require_tokenizer
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
@@ -118,7 +118,7 @@ def check_folder(
         folder, checkpoint=checkpoint, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
     )
     configs = found.configs
-    files.require_whole_json(found.files["tokenizer"], MAX_TOKENIZER_BYTES)
+    require_tokenizer(found.files["tokenizer"])
     for part in PARTS:
         path = found.files[part]
         if is_pickle(path):

@@ -47,7 +47,7 @@ _FRAME_RATE_PLACES: Rules = (
     ("fps_projection.2", "fps_projection.net.2"),
 )
 # What ComfyUI's text encoders hold beside their weights: a tokenizer as bytes.
-_EMBEDDED_TOKENIZER = "spiece_model"
+EMBEDDED_TOKENIZER = "spiece_model"
 
 _DIT_TOP: Rules = (
     ("patch_embedding", "patch_embedding"),
@@ -184,7 +184,7 @@ def official(kind: Kind, flat: Mapping[str, Value], *, where: str) -> dict[str, 
     entries = bare(flat, where=where)
     refuse_variants(entries, where=where)
     if kind == "text":
-        entries.pop(_EMBEDDED_TOKENIZER, None)
+        entries.pop(EMBEDDED_TOKENIZER, None)
     if not other_naming(kind, entries):
         return entries
     if {"shared.weight", "encoder.embed_tokens.weight"} <= set(entries):

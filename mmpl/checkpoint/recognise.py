@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from mmpl.checkpoint import files
-from mmpl.checkpoint.names import FRAME_RATE, bare_name, other_naming, variant_of
+from mmpl.checkpoint.names import (
+    EMBEDDED_TOKENIZER,
+    FRAME_RATE,
+    bare_name,
+    other_naming,
+    variant_of,
+)
 from mmpl.errors import CheckpointError
 
 Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
@@ -73,6 +79,7 @@ class Weights:
     family: str
     relative: str = ""
     tells_frame_rate: bool = False
+    holds_tokenizer: bool = False
 
     @property
     def title(self) -> str:
@@ -97,6 +104,7 @@ def recognised(path: Path, names: Iterable[str]) -> Weights:
         _family(network, raw, bare),
         _relative(network, bare),
         network == "dit" and any(name.startswith(FRAME_RATE) for name in bare),
+        network == "text" and EMBEDDED_TOKENIZER in raw,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from mmpl.checkpoint import files
 from mmpl.checkpoint.names import Kind
 from mmpl.checkpoint.recognise import INDEX_SUFFIX, SUFFIXES, TITLES, Weights, look
+from mmpl.checkpoint.tokenizer_file import MAX_TOKENIZER_BYTES, require_tokenizer
 from mmpl.errors import CheckpointError
 
 Role = Literal["dit", "vae", "text", "tokenizer"]
@@ -23,7 +24,7 @@ FLAGS: dict[Role, str] = {
 }
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
-MAX_TOKENIZER_BYTES = 64 * 2**20
+SPIECE_FILE = "spiece.model"
 
 _DEPTH = 2  # google/umt5-xxl/tokenizer.json of an official folder
 _MOST_ENTRIES = 4000
@@ -48,7 +49,7 @@ def contents(folder: Path) -> Contents:
     tokenizers: list[Path] = []
     configs: list[Path] = []
     for path in _files(folder):
-        if path.name == TOKENIZER_FILE:
+        if path.name in (TOKENIZER_FILE, SPIECE_FILE):
             tokenizers.append(path)
         elif path.name == CONFIG_FILE:
             configs.append(path)
@@ -78,7 +79,7 @@ def require_role(role: Role, path: Path) -> Weights | None:
     """What a file is that was given for a role; None for a tokenizer. Raises CheckpointError
     unless it holds that network."""
     if role == "tokenizer":
-        files.require_file(path)
+        require_tokenizer(path)
         return None
     found = look(path)
     if found.network != role:
@@ -118,17 +119,19 @@ def choose(role: Kind, places: Sequence[Contents]) -> Weights:
 def has(role: Role, place: Contents) -> bool:
     """Whether there is any candidate for a role."""
     if role == "tokenizer":
-        return bool(place.tokenizers)
+        return bool(place.tokenizers) or any(w.holds_tokenizer for w in place.weights)
     return any(weights.network == role for weights in place.weights)
 
 
 def choose_tokenizer(places: Sequence[Contents]) -> Path:
-    """The one tokenizer.json there is; of several the one of umT5's kind. Raises
-    CheckpointError."""
+    """The one tokenizer.json there is, of several the one of umT5's kind; else the SentencePiece
+    model, a file of its own or inside the text encoder's. Raises CheckpointError."""
     for place in places:
-        found = list(place.tokenizers)
+        found = [path for path in place.tokenizers if path.name == TOKENIZER_FILE]
         if len(found) > 1:
             found = [path for path in found if _is_unigram(path)] or found
+        found = found or [path for path in place.tokenizers if path.name == SPIECE_FILE]
+        found = found or [weights.path for weights in place.weights if weights.holds_tokenizer]
         if len(found) == 1:
             return found[0]
         if found:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpl.checkpoint.folder import check_folder
+from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.cli import training
 from mmpl.cli.flags import (
     DEBUG,
@@ -96,7 +97,7 @@ def command(argv: list[str], console: Console) -> int:
             for progress in tiny_fast.train_match(blueprint, model, runs, engine=engine):
                 console.say(f"{stage} {training.line(progress)}")
         else:
-            tiny_fast.bundle(model, tokenizer.read_text(encoding="utf-8"), runs, output)
+            tiny_fast.bundle(model, read_tokenizer(tokenizer), runs, output)
             print_result(str(output))
     return 0
 

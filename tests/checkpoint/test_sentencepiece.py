@@ -6,13 +6,18 @@ import json
 import random
 import struct
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmpl.checkpoint.bundle import load_encoders
+from mmpl.checkpoint.folder import check_folder
 from mmpl.checkpoint.sentencepiece import EXTRA_IDS, tokenizer_json_of
+from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.errors import CheckpointError
 from mmpl.wan.tokenizer import Tokenizer
+from tests.checkpoint import worlds
 from tests.parity import golden
 from tests.parity.test_tokenizer import small_json
 
@@ -102,3 +107,31 @@ def test_damage_raises_nothing_else() -> None:
             damaged[dice.randrange(len(damaged))] = dice.randrange(256)
         with suppress(CheckpointError):
             Tokenizer(tokenizer_json_of(bytes(damaged), where="spiece.model"))
+
+
+def test_a_folder_without_tokenizer_json(tmp_path: Path) -> None:
+    """ComfyUI's text encoder carries the model; a spiece.model beside it goes before that, and a
+    tokenizer.json before both."""
+    folder = worlds.write_comfy_folder(tmp_path / "comfy", tokenizer=MODEL)
+    encoder = folder / "text_encoders" / "umt5_xxl_fp16.safetensors"
+    assert check_folder(folder).files["tokenizer"] == encoder
+    wanted = tokenizer_json_of(MODEL, where="x")
+    assert read_tokenizer(encoder) == wanted
+    separate = folder / "spiece.model"
+    separate.write_bytes(MODEL)
+    assert check_folder(folder).files["tokenizer"] == separate
+    assert read_tokenizer(separate) == wanted
+    tokens = Tokenizer(wanted).vocab_size  # more than the small encoder has
+    with pytest.raises(CheckpointError, match=f"does not belong .* got {tokens} tokens"):
+        load_encoders(folder)
+    worlds.write_tokenizer(folder)
+    assert check_folder(folder).files["tokenizer"] == folder / "tokenizer.json"
+
+
+def test_bytes_that_are_no_tokenizer(tmp_path: Path) -> None:
+    folder = worlds.write_comfy_folder(tmp_path / "comfy", tokenizer=b"not a model")
+    encoder = check_folder(folder).files["tokenizer"]
+    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
+        read_tokenizer(encoder)
+    with pytest.raises(CheckpointError, match="spiece_model as bytes.*no such tensor"):
+        read_tokenizer(folder / "vae" / "wan_2.1_vae.safetensors")

@@ -156,9 +156,11 @@ def write_diffusers_folder(folder: Path, *, shards: int = 0, pipeline: str = "Wa
     return folder
 
 
-def write_comfy_folder(folder: Path, *, flat: bool = False) -> Path:
-    """Weights as ComfyUI repacks them, in its folders or all in one; and a tokenizer."""
-    text = renamed("text", text_state()) | {"spiece_model": torch.zeros(9, dtype=torch.uint8)}
+def write_comfy_folder(folder: Path, *, flat: bool = False, tokenizer: bytes = b"") -> Path:
+    """Weights as ComfyUI repacks them, in its folders or all in one; and a tokenizer.json, unless
+    the text encoder carries a SentencePiece model `tokenizer`."""
+    held = torch.frombuffer(bytearray(tokenizer or bytes(9)), dtype=torch.uint8)
+    text = renamed("text", text_state()) | {"spiece_model": held}
     dit = prefixed(dit_state(), "model.diffusion_model.")
     for name, state in (
         ("diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors", dit),
@@ -168,7 +170,8 @@ def write_comfy_folder(folder: Path, *, flat: bool = False) -> Path:
         path = folder / (name.split("/")[1] if flat else name)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, path)
-    write_tokenizer(folder if flat else folder / "text_encoders")
+    if not tokenizer:
+        write_tokenizer(folder if flat else folder / "text_encoders")
     return folder
 
 
