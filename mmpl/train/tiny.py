@@ -149,7 +149,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage(
             "dit-edges",
             replace(outlines, seed=6, odds=(*hard, ("grows", 1.5), ("shrinks", 1.5))),
-            replace(recipe, steps=2000, matrix_rate=6e-3),
+            replace(recipe, steps=6000, matrix_rate=6e-3),
         ),
     )
 

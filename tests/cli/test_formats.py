@@ -92,6 +92,8 @@ def test_inspect(gen: Gen, tmp_path: Path) -> None:
     assert "a transformer (dim 48, num_layers 3)" in out
     assert "of F32" in out
     assert "no video VAE" in out
-    save_file({"a.lora_A.weight": torch.ones(2, 2)}, "lora.safetensors")
-    _, out, _ = gen("inspect", "lora.safetensors", plain=True)
-    assert "a LoRA" in out
+    half = {"a.lora_A.weight": torch.ones(2, 2)}
+    save_file(half, "lora.safetensors")
+    code, _, err = gen("inspect", "lora.safetensors", plain=True)
+    assert code == 3
+    assert "half of a low-rank pair" in err
