@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpl.checkpoint.bundle import load_model, model_from_state_dicts
+from mmpl.checkpoint.convert import convert
+from mmpl.checkpoint.folder import check_folder
 from mmpl.checkpoint.lora import Merged, lora_from_state_dict, merged, read_lora
+from mmpl.checkpoint.lora_files import check_lora
 from mmpl.checkpoint.lora_names import fit, parse
 from mmpl.checkpoint.names import to_diffusers
 from mmpl.errors import ArgumentError, CheckpointError
@@ -422,3 +426,15 @@ def test_a_model_with_loras(tmp_path: Path) -> None:
     )
     assert close(to_flat(same.dit), to_flat(model.dit))
     assert same.digests["dit"] == model.digests["dit"]
+
+
+def test_a_converted_model_has_its_loras_merged(tmp_path: Path) -> None:
+    save_file(lora_worlds.kohya(PAIRS), tmp_path / "x.safetensors")
+    found = check_folder(worlds.write_wan_folder(tmp_path / "wan"))
+    found = replace(found, loras=(check_lora(tmp_path / "x.safetensors", 0.5, found),))
+    convert(found, tmp_path / "bundle")
+    got, wanted = load_model(tmp_path / "bundle"), load_model(found)
+    for name, tensor in to_flat(wanted.dit).items():
+        assert torch.equal(to_flat(got.dit)[name], tensor)
+    assert got.digests["vae"] == wanted.digests["vae"]
+    assert close(to_flat(got.dit), summed(PAIRS, 0.5))
