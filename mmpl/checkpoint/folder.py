@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmpl.checkpoint import files, sizes
 from mmpl.checkpoint.defaults import Defaults
-from mmpl.checkpoint.lora_names import LoraFile
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.published import defaults_of, given_of, network_of
 from mmpl.checkpoint.quantised import weight_shapes
@@ -44,6 +43,9 @@ from mmpl.checkpoint.search import (
 from mmpl.checkpoint.tokenizer_file import require_tokenizer
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
+
+if TYPE_CHECKING:
+    from mmpl.checkpoint.lora_names import LoraFile
 
 BUNDLE_FORMAT = "mmpl-bundle"
 BUNDLE_VERSION = 1

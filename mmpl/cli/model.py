@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder, check_folder
-from mmpl.cli.lora import lora_files, lora_text
 from mmpl.errors import CheckpointError
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
@@ -32,6 +31,11 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
         parts[name] = model[name]
     found = check_folder(folder, **parts)
     if "lora" in model:
+        from mmpl.cli.lora import (
+            lora_files,
+            lora_text,
+        )  # takes a moment that --help need not wait for
+
         found = replace(found, loras=lora_files(model["lora"], found))
         model["lora"] = lora_text(found.loras)
     return found, model
@@ -40,7 +44,11 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
 def from_anywhere(model: Mapping[str, str], folder: ModelFolder) -> dict[str, str]:
     """The flags that name a model, for use from another folder."""
     moved = {name: os.path.abspath(path) for name, path in model.items() if name != "lora"}
-    return moved | ({"lora": lora_text(folder.loras, absolute=True)} if folder.loras else {})
+    if folder.loras:
+        from mmpl.cli.lora import lora_text
+
+        moved["lora"] = lora_text(folder.loras, absolute=True)
+    return moved
 
 
 def require_embedded(model: Mapping[str, Any]) -> None:

@@ -104,7 +104,7 @@ def run(
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console(name)
     stops: list[KeyboardInterrupt] = []
-    with suppress(ValueError, OSError):  # stderr may be closed, or not a file
+    with suppress(RuntimeError, ValueError, OSError):  # stderr may be closed, or not a file
         faulthandler.enable()  # weights cut while they are mapped: no exception, a bus error
     try:
         with _stopping(stops):
