@@ -103,7 +103,10 @@ def small_blueprint() -> Blueprint:
         beginnings=3,
         dit_stages=(
             Stage(
-                "dit-first", DiTTraining((course(mmpl_t2v(), 1.0, {"init": 0.0}),), 30, 4), recipe
+                "dit-first",
+                DiTTraining((course(mmpl_t2v(), 1.0, {"init": 0.0}),), 30, 4),
+                recipe,
+                layers=1,
             ),
             Stage("dit-last", DiTTraining((course(mmpl_t2v(), 1.0, {}),), 30, 4, seed=1), recipe),
         ),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmpl.checkpoint.folder import check_folder
 from mmpl.cli import training
 from mmpl.cli.distil import command as distil
 from mmpl.cli.encode import encode
@@ -79,6 +80,13 @@ TRAIN = Command(
             "",
             "compile the transformer's block: `dit` is a quarter faster, after minutes",
         ),
+        Flag(
+            "model_path",
+            FILES,
+            "FOLDER",
+            "a bundle to begin with, such as weights/tiny: its VAE encodes the clips, and only the "
+            "last stage of `dit` is trained; give it to every stage",
+        ),
         Flag("runs", FILES, "FOLDER", "state of the training", default="runs"),
         Flag(
             "output",
@@ -110,17 +118,22 @@ def _train(argv: list[str], console: Console) -> int:
         return 0
     given = parse(TRAIN, argv)
     stages = STAGES if given["stage"] == "all" else (given["stage"],)
+    if "model_path" in given:
+        stages = _stages_after(given["stage"])
     runs = Path(given.get("runs", "runs"))
     output = Path(given.get("output", runs / "bundle"))
     _check(stages, given, runs, output)
 
     import torch
 
+    from mmpl.checkpoint.bundle import load_model
     from mmpl.train import pipeline, tiny
 
     torch.set_num_threads(given.get("threads", cores()))
     device = training.require_device(given.get("device", "cpu"))
     blueprint = tiny.blueprint(given.get("network", "embedded"))
+    if "model_path" in given:
+        blueprint = replace(blueprint, begins_with=load_model(given["model_path"]))
     if "steps" in given:
         *earlier, last = blueprint.dit_stages
         last = replace(last, recipe=replace(last.recipe, steps=given["steps"]))
@@ -142,6 +155,15 @@ def _train(argv: list[str], console: Console) -> int:
     return 0
 
 
+def _stages_after(stage: str) -> Sequence[str]:
+    """The stages of a run that begins with a bundle: those without the VAE's."""
+    if stage == "vae":
+        raise ArgumentError(
+            "--model_path means nothing here", got="stage vae", wanted="latents, dit, bundle or all"
+        )
+    return STAGES[1:] if stage == "all" else (stage,)
+
+
 def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: Path) -> None:
     """What can be refused before anything is loaded, or hours are spent."""
     for flag, stage in (("steps", "dit"), ("compile", "dit"), ("output", "bundle")):
@@ -151,10 +173,12 @@ def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: 
                 got=f"stage {given['stage']}",
                 wanted=f"stage {stage} or all",
             )
-    if "vae" not in stages and not runs.is_dir():
+    if "vae" not in stages and "model_path" not in given and not runs.is_dir():
         raise InputError(
             "no such run folder", where=str(runs), todo="begin with the stage vae, or give --runs"
         )
+    if "model_path" in given:
+        check_folder(given["model_path"])
     check_folder_writable(runs)
     if "bundle" in stages:
         check_folder_writable(output)

@@ -13,19 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from mmpl.checkpoint.bundle import Configs, write_bundle
+from mmpl.checkpoint.bundle import Configs, Model, text_digest, write_bundle
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.read import digest
+from mmpl.errors import ArgumentError
 from mmpl.layout.timeline import SEED_LATENTS
 from mmpl.train.dit_loss import Data, DiTTraining, dit_loss, split
 from mmpl.train.latents import LatentClips, encode_shards, read_shards
 from mmpl.train.loop import STATE_FILE, Progress, Recipe, Weights, averaged_weights, train
-from mmpl.train.start import start_transformer, start_vae
+from mmpl.train.start import deepened, start_transformer, start_vae
 from mmpl.train.vae_loss import VAETraining, vae_loss
 from mmpl.train.vocabulary import make_tokenizer
-from mmpl.train.whitening import Whitening, fold, whitened, whitening_of
+from mmpl.train.whitening import Whitening, fold, unchanged, whitened, whitening_of
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_from_flat, dit_shapes
-from mmpl.wan.params import tree_map
+from mmpl.wan.params import to_flat, tree_map
 from mmpl.wan.text import text_from_flat, text_shapes
 from mmpl.wan.tokenizer import Tokenizer
 from mmpl.wan.vae import vae_from_flat
@@ -36,11 +37,13 @@ Training = TypeVar("Training", VAETraining, DiTTraining)
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[Training]):
     """One stage of a network: what it learns from, and for how long. It begins with the averaged
-    weights of the stage before. `name` is its run's folder."""
+    weights of the stage before. `name` is its run's folder. `layers`: how many blocks the
+    transformer has in it, where later stages have more; those of the config by default."""
 
     name: str
     training: Training
     recipe: Recipe
+    layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,9 @@ class Blueprint:
     side. `captions`: how many the vocabulary is taken from. The transformer learns from `clips` of
     `latents` latent frames and from the first frames of `beginnings` more films. `defaults`: how
     the bundle is used.
+
+    A run that `begins_with` a finished bundle of the same VAE and vocabulary encodes clips with its
+    VAE, and trains its transformer and text encoder in the last stage alone.
     """
 
     configs: Configs
@@ -62,6 +68,7 @@ class Blueprint:
     beginnings: int
     dit_stages: tuple[Stage[DiTTraining], ...]
     defaults: Defaults
+    begins_with: Model | None = None
 
 
 def train_vae(
@@ -82,7 +89,7 @@ def encode_clips(
     blueprint: Blueprint, runs: Path, *, device: str = "cpu"
 ) -> Iterator[tuple[str, int]]:
     """Latents of the training clips; yields (which, how many are done)."""
-    config = blueprint.configs.vae
+    config = _with_vocabulary(blueprint)[0].vae
     params = vae_from_flat(_on(device, _vae_weights(blueprint, runs)), config)
     for name, seeds, latents in (
         ("clips", range(blueprint.clips), blueprint.latents),
@@ -98,23 +105,25 @@ def encode_clips(
 def train_dit(
     blueprint: Blueprint, runs: Path, *, engine: Engine = DEFAULT_ENGINE, device: str = "cpu"
 ) -> Iterator[tuple[str, Progress]]:
-    """All stages of the transformer and its text encoder on the encoded clips; yields (stage,
+    """The stages of the transformer and its text encoder on the encoded clips; yields (stage,
     progress)."""
     clips, beginnings, whitening = _latents(blueprint, runs)
     data = Data(*(_clips_on(device, whitened(whitening, part)) for part in (clips, beginnings)))
     configs, tokenizer_json = _with_vocabulary(blueprint)
-    weights = {f"dit.{n}": t for n, t in start_transformer(dit_shapes(configs.dit), 0).items()}
-    weights |= {f"text.{n}": t for n, t in start_transformer(text_shapes(configs.text), 1).items()}
     tokenizer = Tokenizer(tokenizer_json)
+    stages, weights = _begun(blueprint, configs)
     made_of = len(beginnings.seeds), digest({"z": whitening.forward_CC})
-    for stage in blueprint.dit_stages:
-        loss = dit_loss(configs.dit, configs.text, tokenizer, data, stage.training, engine=engine)
+    for stage in stages:
+        dit = replace(configs.dit, num_layers=stage.layers or configs.dit.num_layers)
+        loss = dit_loss(dit, configs.text, tokenizer, data, stage.training, engine=engine)
         setting = {
-            "network": (configs.dit, configs.text),
+            "network": (dit, configs.text),
             "training": stage.training,
             "data": made_of,
         }
-        start = _on(device, weights)
+        if blueprint.begins_with is not None:
+            setting["begins_with"] = sorted(blueprint.begins_with.digests.items())
+        start = _on(device, deepened(weights, dit.num_layers, "dit.blocks"))
         for progress in train(start, loss, stage.recipe, runs / stage.name, setting=setting):
             yield stage.name, progress
         weights = averaged_weights(runs / stage.name)[0]
@@ -140,6 +149,27 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
     )
 
 
+def _begun(
+    blueprint: Blueprint, configs: Configs
+) -> tuple[tuple[Stage[DiTTraining], ...], Weights]:
+    """The stages to be trained, and the weights that the first of them begins with."""
+    stages, model = blueprint.dit_stages, blueprint.begins_with
+    if model is None:
+        dit = replace(configs.dit, num_layers=stages[0].layers or configs.dit.num_layers)
+        trees = (
+            start_transformer(dit_shapes(dit), 0),
+            start_transformer(text_shapes(configs.text), 1),
+        )
+    else:
+        stages = stages[-1:]
+        trees = to_flat(model.dit), to_flat(model.text)
+    return stages, {
+        f"{part}.{name}": leaf.float()
+        for part, tree in zip(("dit", "text"), trees)
+        for name, leaf in tree.items()
+    }
+
+
 def _last_begun(blueprint: Blueprint, runs: Path) -> Stage[DiTTraining]:
     """The last stage of the transformer that has weights, else the first."""
     begun = [stage for stage in blueprint.dit_stages if (runs / stage.name / STATE_FILE).exists()]
@@ -155,20 +185,38 @@ def _clips_on(device: str, clips: LatentClips) -> LatentClips:
 
 
 def _vae_weights(blueprint: Blueprint, runs: Path) -> Weights:
+    if blueprint.begins_with is not None:
+        return to_flat(blueprint.begins_with.vae)
     return averaged_weights(runs / blueprint.vae_stages[-1].name)[0]
 
 
 def _latents(blueprint: Blueprint, runs: Path) -> tuple[LatentClips, LatentClips, Whitening]:
     """Raw latents of whole clips and of beginnings, and what whitens them: measured on the clips of
-    the first stage, for it must stay as it is."""
+    the first stage, for it must stay as it is; the latents of a bundle are white."""
     clips = read_shards(runs / "latents" / "clips")
-    whitening = whitening_of(clips.first(blueprint.dit_stages[0].training.clips))
+    if blueprint.begins_with is None:
+        whitening = whitening_of(clips.first(blueprint.dit_stages[0].training.clips))
+    else:
+        whitening = unchanged(clips.z_BCTHW.shape[1])
     return clips, read_shards(runs / "latents" / "beginnings"), whitening
 
 
 def _with_vocabulary(blueprint: Blueprint) -> tuple[Configs, str]:
-    """The configs with the size of the vocabulary, and the JSON of the tokenizer."""
+    """The configs with the size of the vocabulary, and the JSON of the tokenizer. Raises
+    ArgumentError when a bundle to begin with has another VAE or vocabulary."""
     tokenizer_json = make_tokenizer(blueprint.captions)
     vocab_size = Tokenizer(tokenizer_json).vocab_size
-    configs = blueprint.configs
-    return replace(configs, text=replace(configs.text, vocab_size=vocab_size)), tokenizer_json
+    configs = replace(
+        blueprint.configs, text=replace(blueprint.configs.text, vocab_size=vocab_size)
+    )
+    model = blueprint.begins_with
+    if model is not None and (model.vae_config, model.text_config, model.digests["tokenizer"]) != (
+        configs.vae,
+        configs.text,
+        text_digest(tokenizer_json),
+    ):
+        raise ArgumentError(
+            "a run cannot begin with this model: its VAE, text encoder or tokenizer is another",
+            todo="give a bundle that `mmpl-train bundle` wrote",
+        )
+    return configs, tokenizer_json

@@ -8,10 +8,12 @@ blurred picture and not at the mean colour.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mmpl.errors import ArgumentError
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.params import Shapes
 from mmpl.wan.vae import vae_shapes
@@ -19,6 +21,7 @@ from mmpl.wan.vae import vae_shapes
 _SPREAD = 0.01  # of the usual random spread, where a layer starts as an identity
 _COPIES = ("resample", "time_conv", "shortcut", "conv1.weight", "conv2.weight", "head.2.weight")
 _CONSTANT = 1.0  # value of the constant channels
+_OUTPUTS = ("self_attn.o.", "cross_attn.o.", "ffn.2.")  # of a block, into the residual stream
 
 
 def start_vae(config: VAEConfig, seed: int) -> dict[str, Tensor]:
@@ -61,6 +64,30 @@ def start_transformer(shapes: Shapes, seed: int) -> dict[str, Tensor]:
         elif "embedding.weight" in name and tensor.dim() == 2:
             tensor.normal_(0, 1.0 if "token" in name else 0.02, generator=generator)
     return flat
+
+
+def deepened(flat: Mapping[str, Tensor], layers: int, blocks: str) -> dict[str, Tensor]:
+    """The weights of a transformer with more blocks, named `blocks`.0 and on, that computes the
+    same: new blocks, spread evenly, are copies of the one before with closed outputs. Raises
+    ArgumentError when it has more than `layers` of them."""
+    depth = 1 + max(_block_of(name, blocks) for name in flat)
+    if depth > layers:
+        raise ArgumentError("a network cannot lose blocks", got=depth, wanted=f"at most {layers}")
+    sources = [layer * depth // layers for layer in range(layers)]
+    deep = {name: tensor for name, tensor in flat.items() if _block_of(name, blocks) < 0}
+    for layer, source in enumerate(sources):
+        is_new = source in sources[:layer]
+        for name, tensor in flat.items():
+            if _block_of(name, blocks) == source:
+                rest = name.removeprefix(f"{blocks}.{source}.")
+                closed = is_new and rest.startswith(_OUTPUTS)
+                deep[f"{blocks}.{layer}.{rest}"] = torch.zeros_like(tensor) if closed else tensor
+    return deep
+
+
+def _block_of(name: str, blocks: str) -> int:
+    """Which block a weight belongs to; -1 if none."""
+    return int(name[len(blocks) + 1 :].split(".")[0]) if name.startswith(f"{blocks}.") else -1
 
 
 def _scaled(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

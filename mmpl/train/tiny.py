@@ -32,7 +32,7 @@ CONFIGS = Configs(
         dim=128,
         ffn_dim=512,
         num_heads=4,
-        num_layers=8,
+        num_layers=12,
         freq_dim=64,
         text_dim=TEXT_DIM,
         text_len=24,
@@ -110,7 +110,8 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them; then
     the same on more clips, with more of what is hardest to keep: stars, and what circles; then,
     for outlines are decided late, with as many timesteps of little noise as of much; and longer,
-    in smaller steps, with more of what changes its size."""
+    in smaller steps, with more of what changes its size; at last, for a small network cannot draw
+    them any better, with half as many blocks again."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
@@ -127,6 +128,13 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         ema_decay=0.995,
     )
     hard = ("star", 2.0), ("clockwise", 1.5), ("counterclockwise", 1.5)
+    hardest = (
+        ("star", 3.0),
+        ("clockwise", 1.5),
+        ("counterclockwise", 1.5),
+        ("grows", 2.5),
+        ("shrinks", 1.5),
+    )
     chained = DiTTraining(
         chains, frames=192, shift=SHIFT, clips=1536, seed=2, backgrounds=0.65, own_seeds=0.8
     )
@@ -137,19 +145,27 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
             "dit-beginnings",
             DiTTraining((beginning,), frames=192, shift=SHIFT, clips=1536),
             recipe,
+            layers=8,
         ),
         Stage(
             "dit-films",
             DiTTraining(films, frames=192, shift=SHIFT, clips=1536, seed=1),
             replace(recipe, steps=3000, matrix_rate=8e-3),
+            layers=8,
         ),
-        Stage("dit-chains", chained, replace(recipe, steps=6000, matrix_rate=8e-3)),
-        Stage("dit-stars", stars, replace(recipe, steps=4800, matrix_rate=8e-3)),
-        Stage("dit-outlines", outlines, replace(recipe, steps=4000, matrix_rate=8e-3)),
+        Stage("dit-chains", chained, replace(recipe, steps=6000, matrix_rate=8e-3), layers=8),
+        Stage("dit-stars", stars, replace(recipe, steps=4800, matrix_rate=8e-3), layers=8),
+        Stage("dit-outlines", outlines, replace(recipe, steps=4000, matrix_rate=8e-3), layers=8),
         Stage(
             "dit-edges",
             replace(outlines, seed=6, odds=(*hard, ("grows", 1.5), ("shrinks", 1.5))),
             replace(recipe, steps=6000, matrix_rate=6e-3),
+            layers=8,
+        ),
+        Stage(
+            "dit-deeper",
+            replace(outlines, seed=7, odds=hardest),
+            replace(recipe, steps=6000, matrix_rate=8e-3),
         ),
     )
 

@@ -46,6 +46,12 @@ def whitening_of(clips: LatentClips) -> Whitening:
     )
 
 
+def unchanged(channels: int) -> Whitening:
+    """The whitening of latents that are white already."""
+    same_CC = torch.eye(channels)
+    return Whitening(torch.zeros(channels), same_CC, same_CC)
+
+
 def whitened(whitening: Whitening, clips: LatentClips) -> LatentClips:
     """Raw latents as the transformer sees them, float32."""
     centred = clips.z_BCTHW.float() - whitening.mean_C.view(1, -1, 1, 1, 1)

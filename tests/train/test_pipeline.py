@@ -18,7 +18,8 @@ from mmpl.generate import Frames, Request, generate
 from mmpl.train import loop, pipeline, tiny
 from mmpl.train.loop import averaged_weights
 from mmpl.train.pipeline import Blueprint, bundle, encode_clips, train_dit, train_vae
-from tests.small import small_blueprint
+from mmpl.train.start import deepened
+from tests.small import small_blueprint, small_model
 
 BLUEPRINT = small_blueprint()
 CONFIGS = BLUEPRINT.configs
@@ -68,6 +69,32 @@ def test_stages_build_on_each_other(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+def test_a_run_may_begin_with_a_finished_bundle(tmp_path: Path) -> None:
+    """Its VAE is kept to the bit, its last stage alone is trained, and nothing else is needed."""
+    made(tmp_path / "runs", tmp_path / "model", cut=False)
+    first = load_model(tmp_path / "model")
+    going_on = replace(BLUEPRINT, begins_with=first)
+    runs = tmp_path / "more"
+    for stage in (encode_clips, train_dit):
+        assert list(stage(going_on, runs))
+    digests = bundle(going_on, runs, tmp_path / "again")
+    assert sorted(path.name for path in runs.iterdir()) == ["dit-last", "latents"]
+    again = load_model(tmp_path / "again")
+    assert {part for part, value in digests.items() if value != first.digests[part]} == {
+        "dit",
+        "text",
+    }
+    assert again.defaults == first.defaults
+    with pytest.raises(ArgumentError, match="another recipe; got begins_with"):
+        next(train_dit(replace(going_on, begins_with=again), runs))
+
+
+def test_a_run_refuses_to_begin_with_a_model_of_another_vocabulary(tmp_path: Path) -> None:
+    model = replace(small_model(), vae_config=CONFIGS.vae)
+    with pytest.raises(ArgumentError, match="cannot begin with this model: its VAE, text encoder"):
+        next(encode_clips(replace(BLUEPRINT, begins_with=model), tmp_path))
+
+
 def test_a_run_of_another_blueprint_is_refused(tmp_path: Path) -> None:
     next(train_vae(BLUEPRINT, tmp_path))
     wider = replace(CONFIGS, vae=replace(CONFIGS.vae, dim=12))
@@ -95,5 +122,6 @@ def test_a_stage_of_the_transformer_begins_with_the_weights_of_the_one_before(
     for stage in STAGES:
         assert list(stage(blueprint, tmp_path))
     before, after = (averaged_weights(tmp_path / s.name)[0] for s in blueprint.dit_stages)
-    for name, weight in before.items():
+    assert after.keys() > before.keys()
+    for name, weight in deepened(before, CONFIGS.dit.num_layers, "dit.blocks").items():
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=1e-6)
