@@ -26,7 +26,14 @@ from mmpl.train.loop import Loss, LossOf, Weights
 from mmpl.train.teacher_forcing import Lesson, taught_flow
 from mmpl.train.teacher_forcing import lesson as lesson_of
 from mmpl.wan.config import DiTConfig, TextConfig
-from mmpl.wan.dit import DEFAULT_ENGINE, DiTParams, Engine, dit_from_flat, encode_context
+from mmpl.wan.dit import (
+    DEFAULT_ENGINE,
+    CrossKV,
+    DiTParams,
+    Engine,
+    dit_from_flat,
+    encode_context,
+)
 from mmpl.wan.flow import TRAIN_TIMESTEPS, shifted
 from mmpl.wan.text import TextParams, encode_text, text_from_flat, zero_pads
 from mmpl.wan.tokenizer import Tokenizer, clean_prompt
@@ -277,7 +284,7 @@ def _task_loss(
         clean_BCTHW,
         torch.lerp(target_BCTHW, noise_BCTHW, t_BT[:, None, :, None, None]),
         t_BT * TRAIN_TIMESTEPS,
-        encode_context(networks.dit, networks.dit_config, encode_captions(networks, captions)),
+        _context(networks, captions),
         lesson=lesson,
         engine=networks.engine,
     )
@@ -317,11 +324,7 @@ def _made_again(
     """Frames noised to the timesteps `t_B` in [0, 1] and denoised by the network, guided, in a few
     steps: with errors of the kind that sampling leaves."""
     made_BCTHW = torch.lerp(z_BCTHW, noise_BCTHW, t_B.view(-1, 1, 1, 1, 1))
-    context = encode_context(
-        networks.dit,
-        networks.dit_config,
-        encode_captions(networks, [*captions, *[""] * len(captions)]),
-    )
+    context = _context(networks, [*captions, *[""] * len(captions)])
     for step in range(_OWN_STEPS):
         t_now_B = t_B * (1 - step / _OWN_STEPS)
         both_BCTHW = made_BCTHW.repeat(2, 1, 1, 1, 1)
@@ -338,6 +341,11 @@ def _made_again(
         flow_BCTHW = torch.lerp(unconditional_BCTHW, flow_BCTHW, _OWN_GUIDANCE)
         made_BCTHW = made_BCTHW - (t_B / _OWN_STEPS).view(-1, 1, 1, 1, 1) * flow_BCTHW
     return made_BCTHW
+
+
+def _context(networks: Networks, captions: list[str]) -> CrossKV:
+    texts = encode_captions(networks, captions)
+    return encode_context(networks.dit, networks.dit_config, texts, engine=networks.engine)
 
 
 def encode_captions(networks: Networks, captions: list[str]) -> list[Tensor]:
