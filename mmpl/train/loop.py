@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -30,6 +31,17 @@ from mmpl.train.world import ALONE, World
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> value to minimise, metrics
 LossOf = Callable[[Weights], Loss]
 SamplesOf = Callable[[int], Sequence[str]]  # step -> names of what it learns from
+Told = dict[str, float]
+Step = Callable[[int], tuple[Told, Told]]  # step -> what it says, what only its log says
+
+
+class Steps(Protocol):
+    """A recipe: a dataclass of plain values, with a number of steps."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def steps(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,78 +89,41 @@ def train(  # noqa: PLR0913
     is not finite, naming the step's samples where `samples_of` knows them; the last good state
     stays.
     """
-    durable.make_folder(run)
-    with durable.locked(run) if world.leads else nullcontext():
-        now = state.begin(start, recipe)
-        record = new_record(run, recipe, setting, done=state.steps_done(run))
-        step = state.restore(run, now, world)
-        state.tidy(run, world)
-        if world.leads:
-            if record is not None:
-                write_record(run, record)
-            log.cut(run, step)
-            _publish(run)
-        course = _Course(now, loss_of(now.weights), recipe, run, samples_of, world)
-        recent: dict[str, list[float]] = {"loss": []}
-        since = time.monotonic()
-        while step < recipe.steps:
-            told = course.step_(step)
-            step += 1
-            for name, value in told.items():
-                recent.setdefault(name, []).append(value)
-            if step % save_every == 0 or step == recipe.steps:
-                course.save(step)
-            if step % report_every == 0 or step == recipe.steps:
-                means = {name: sum(parts) / len(parts) for name, parts in sorted(recent.items())}
-                pace = (time.monotonic() - since) / len(recent["loss"])
-                yield Progress(step, recipe.steps, means.pop("loss"), means, pace)
-                recent, since = {"loss": []}, time.monotonic()
+    now = state.begin(start, recipe)
+    side = Side(now, recipe, Guard(run, samples_of), world)
+
+    def steps() -> Step:
+        loss = loss_of(now.weights)
+
+        def step_(step: int) -> tuple[Told, Told]:
+            told, size = side.descend_(*loss(step), step)
+            rate = recipe.learning_rate * recipe.share_at(step)
+            return told, {"rate": rate, "gradient_norm": size}
+
+        return step_
+
+    yield from run_steps(
+        {"": now},
+        steps,
+        recipe,
+        run,
+        setting=setting,
+        save_every=save_every,
+        report_every=report_every,
+        guard=side.guard,
+        world=world,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Course:
-    """A training under way."""
+class Guard:
+    """Stops the training in the folder `run` at the first number that is not finite."""
 
-    state: State
-    loss: Loss
-    recipe: Recipe
     run: Path
-    samples_of: SamplesOf | None
-    world: World
+    samples_of: SamplesOf | None = None
 
-    def step_(self, step: int) -> dict[str, float]:
-        """Does a step, logs it, and returns its loss and metrics."""
-        weights = list(self.state.weights.values())
-        for weight in weights:
-            weight.grad = None
-        value, metrics = self.loss(step)
-        value.backward()
-        self.world.average_gradients_(weights)
-        told = self.world.mean({"loss": value.item(), **metrics})
-        self._require_finite("loss", told["loss"], step)
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        size = state.norm(gradients)
-        self._require_finite("gradient", size, step)
-        if 0 < self.recipe.clip_norm < size:
-            for gradient in gradients:
-                gradient.mul_(self.recipe.clip_norm / size)
-        state.update_(self.state, self.recipe, step)
-        if self.world.leads:
-            rate = self.recipe.learning_rate * self.recipe.share_at(step)
-            log.append(self.run, step + 1, {**told, "rate": rate, "gradient_norm": size})
-        return told
-
-    def save(self, step: int) -> None:
-        """Writes the state, unless it is spoiled, and what is drawn from the log."""
-        size = state.norm([weight.detach() for weight in self.state.weights.values()])
-        self._require_finite("norm of the weights", size, step - 1)
-        if self.world.leads:
-            log.settle(self.run)  # before the state, so that no step of a state is missing in it
-        state.save(self.run, self.state, step, self.world)
-        if self.world.leads:
-            _publish(self.run)
-
-    def _require_finite(self, what: str, number: float, step: int) -> None:
+    def require_finite(self, what: str, number: float, step: int) -> None:
+        """Raises NumericError, with the samples of the step where they are known."""
         if math.isfinite(number):
             return
         samples = "" if self.samples_of is None else f", samples {', '.join(self.samples_of(step))}"
@@ -158,6 +133,100 @@ class _Course:
             got=number,
             todo=f"the state of the last checkpoint is kept in {self.run}",
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """Weights that move by one recipe. `of`: whose they are, for messages, where there are several
+    in one training."""
+
+    state: State
+    recipe: Recipe
+    guard: Guard
+    world: World = ALONE
+    of: str = ""
+
+    def descend_(
+        self, value: Tensor, metrics: Mapping[str, float], step: int
+    ) -> tuple[dict[str, float], float]:
+        """Moves the weights against the gradient of `value`; returns loss and metrics, averaged
+        over the processes, and the gradient's norm. Raises NumericError."""
+        weights = list(self.state.weights.values())
+        self.state.drop_gradients()
+        value.backward()
+        self.world.average_gradients_(weights)
+        told = self.world.mean({"loss": value.item(), **metrics})
+        self.guard.require_finite(f"loss{self.of}", told["loss"], step)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        size = state.norm(gradients)
+        self.guard.require_finite(f"gradient{self.of}", size, step)
+        if 0 < self.recipe.clip_norm < size:
+            for gradient in gradients:
+                gradient.mul_(self.recipe.clip_norm / size)
+        state.update_(self.state, self.recipe, step)
+        return told, size
+
+
+def run_steps(  # noqa: PLR0913
+    states: Mapping[str, State],
+    steps: Callable[[], Step],
+    recipe: Steps,
+    run: Path,
+    *,
+    setting: Mapping[str, object],
+    save_every: int,
+    report_every: int,
+    guard: Guard,
+    world: World = ALONE,
+) -> Generator[Progress, None, None]:
+    """What every training does around its steps, in the folder `run`: its record, resuming, log,
+    checkpoints and progress.
+
+    `states`, by what their names in the checkpoint begin with, are filled from it before `steps()`
+    makes the function that does a step: it returns what the step says, with its loss, and what
+    only the log says. Raises as `train` does.
+    """
+    durable.make_folder(run)
+    with durable.locked(run) if world.leads else nullcontext():
+        record = new_record(run, recipe, setting, done=state.steps_done(run))
+        step = state.restore(run, states, world)
+        state.tidy(run, world)
+        if world.leads:
+            if record is not None:
+                write_record(run, record)
+            log.cut(run, step)
+            _publish(run)
+        step_ = steps()
+        recent: dict[str, list[float]] = {"loss": []}
+        since = time.monotonic()
+        while step < recipe.steps:
+            for weights in states.values():
+                weights.drop_gradients()  # they would lie beside the next activations
+            told, logged = step_(step)
+            step += 1
+            if world.leads:
+                log.append(run, step, {**told, **logged})
+            for name, value in told.items():
+                recent.setdefault(name, []).append(value)
+            if step % save_every == 0 or step == recipe.steps:
+                _save(run, states, step, guard, world)
+            if step % report_every == 0 or step == recipe.steps:
+                means = {name: sum(parts) / len(parts) for name, parts in sorted(recent.items())}
+                pace = (time.monotonic() - since) / len(recent["loss"])
+                yield Progress(step, recipe.steps, means.pop("loss"), means, pace)
+                recent, since = {"loss": []}, time.monotonic()
+
+
+def _save(run: Path, states: Mapping[str, State], step: int, guard: Guard, world: World) -> None:
+    """Writes the states, unless one is spoiled, and what is drawn from the log."""
+    for one in states.values():
+        size = state.norm([weight.detach() for weight in one.weights.values()])
+        guard.require_finite("norm of the weights", size, step - 1)
+    if world.leads:
+        log.settle(run)  # before the state, so that no step of a state is missing in it
+    state.save(run, states, step, world)
+    if world.leads:
+        _publish(run)
 
 
 def _publish(run: Path) -> None:

@@ -7,7 +7,7 @@ the step, and the set counts once `state.json`, put last, names that step.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ SET_FILE = "state.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What a checkpoint holds. `ema` are plain tensors: of sharded weights, this process's part."""
+    """What a checkpoint holds of one network. `ema` are plain tensors, of sharded weights this
+    process's part; there are none of weights whose average nobody wants."""
 
     weights: Weights
     ema: Weights
@@ -45,8 +46,13 @@ class State:
     def sharded(self) -> bool:
         return any(isinstance(weight, DTensor) for weight in self.weights.values())
 
+    def drop_gradients(self) -> None:
+        """Frees the gradients of the last step."""
+        for weight in self.weights.values():
+            weight.grad = None
 
-def begin(start: Weights, recipe: Recipe) -> State:
+
+def begin(start: Weights, recipe: Recipe, *, averaged: bool = True) -> State:
     """The state before the first step: copies of the weights, or sharded weights as they are."""
     if not start:
         raise ArgumentError("no weights to train")
@@ -70,7 +76,8 @@ def begin(start: Weights, recipe: Recipe) -> State:
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
     )
-    ema = {name: local(weight.detach()).clone() for name, weight in weights.items()}
+    averages = weights if averaged else {}
+    ema = {name: local(weight.detach()).clone() for name, weight in averages.items()}
     return State(weights, ema, momenta, optimizer)
 
 
@@ -100,14 +107,15 @@ def update_(state: State, recipe: Recipe, step: int) -> None:
             average.lerp_(local(state.weights[name]), 1 - decay)
 
 
-def save(run: Path, state: State, step: int, world: World) -> None:
-    """Replaces the checkpoint. Every process must call it. Raises OutputError."""
-    if not state.sharded:
+def save(run: Path, states: Mapping[str, State], step: int, world: World) -> None:
+    """Replaces the checkpoint by these states, named by what the names of their tensors begin
+    with. Every process must call it. Raises OutputError."""
+    if not _sharded(states):
         if world.leads:
-            _write(run / STATE_FILE, _tensors(state), step)
+            _write(run / STATE_FILE, _tensors(states), step)
         return
     own = run / _part(step, world.rank, world.size)
-    _write(own, _tensors(state), step)
+    _write(own, _tensors(states), step)
     world.wait()
     if world.leads:
         content = json.dumps({"step": step, "processes": world.size}).encode()
@@ -117,13 +125,13 @@ def save(run: Path, state: State, step: int, world: World) -> None:
 
 
 @torch.no_grad()
-def restore(run: Path, state: State, world: World) -> int:
-    """Fills the state from the checkpoint, if there is one; returns the steps done. Raises
+def restore(run: Path, states: Mapping[str, State], world: World) -> int:
+    """Fills the states from the checkpoint, if there is one; returns the steps done. Raises
     InputError for a damaged one, ArgumentError for one of another number of processes."""
     paths, step = _files(run)
     if not paths:
         return 0
-    wanted = world.size if state.sharded else 0  # parts
+    wanted = world.size if _sharded(states) else 0  # parts
     found = 0 if paths[0].name == STATE_FILE else len(paths)
     if found != wanted:
         raise ArgumentError(
@@ -134,7 +142,8 @@ def restore(run: Path, state: State, world: World) -> int:
             todo="go on as the run was begun",
         )
     path = paths[world.rank if found else 0]
-    _read(path, partial(_fill, state))
+    for prefix, state in states.items():
+        _read(path, partial(_fill, state, prefix))
     return step
 
 
@@ -204,22 +213,28 @@ def _files(run: Path) -> tuple[list[Path], int]:
     return [path], _read(path, lambda file: int(json.loads(file.metadata()["mmpl"])["step"]))
 
 
-def _tensors(state: State) -> Weights:
+def _sharded(states: Mapping[str, State]) -> bool:
+    return any(state.sharded for state in states.values())
+
+
+def _tensors(states: Mapping[str, State]) -> Weights:
     tensors: Weights = {}
-    for name, weight in state.weights.items():
-        tensors[f"weights.{name}"] = local(weight.detach())
-        tensors[f"ema.{name}"] = state.ema[name]
-        # A weight that no loss has touched yet has no optimizer state.
-        for part, value in state.optimizer.state.get(weight, {}).items():
-            tensors[f"optimizer.{part}.{name}"] = local(value)
-    return tensors | {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+    for prefix, state in states.items():
+        for name, weight in state.weights.items():
+            tensors[f"{prefix}weights.{name}"] = local(weight.detach())
+            # A weight that no loss has touched yet has no optimizer state.
+            for part, value in state.optimizer.state.get(weight, {}).items():
+                tensors[f"{prefix}optimizer.{part}.{name}"] = local(value)
+        for kind, kept in (("ema", state.ema), ("momentum", state.momenta)):
+            tensors |= {f"{prefix}{kind}.{name}": tensor for name, tensor in kept.items()}
+    return tensors
 
 
-def _fill(state: State, file: safe_open) -> None:
+def _fill(state: State, prefix: str, file: safe_open) -> None:
     stored = set(file.keys())
 
     def take(name: str, like: Tensor) -> Tensor:
-        value = file.get_tensor(name)
+        value = file.get_tensor(prefix + name)
         if value.shape != like.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")
         return value
@@ -227,12 +242,13 @@ def _fill(state: State, file: safe_open) -> None:
     for name, weight in state.weights.items():
         own = local(weight)
         own.copy_(take(f"weights.{name}", own))
-        state.ema[name].copy_(take(f"ema.{name}", own))
+        if name in state.ema:
+            state.ema[name].copy_(take(f"ema.{name}", own))
         if name in state.momenta:
             state.momenta[name].copy_(take(f"momentum.{name}", own))
-        elif f"optimizer.step.{name}" in stored:
+        elif f"{prefix}optimizer.step.{name}" in stored:
             state.optimizer.state[weight] = {
-                "step": file.get_tensor(f"optimizer.step.{name}"),  # stays on the CPU
+                "step": file.get_tensor(f"{prefix}optimizer.step.{name}"),  # stays on the CPU
                 **{
                     part: _as(weight, take(f"optimizer.{part}.{name}", own).to(own.device))
                     for part in ("exp_avg", "exp_avg_sq")

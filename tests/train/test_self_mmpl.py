@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from mmpl.errors import ArgumentError, NumericError
+from mmpl.errors import ArgumentError, InputError, NumericError
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import by_name
 from mmpl.train import self_mmpl as module
@@ -395,3 +396,23 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> 
     with pytest.raises(NumericError, match=r"step 3: the loss of the critic"):
         list(distil(*sides, turns_of, RECIPE, tmp_path, save_every=2))
     assert averaged_weights(tmp_path)[1] == 2
+
+
+def test_a_damaged_state_is_refused_and_a_folder_in_use_too(tmp_path: Path) -> None:
+    sides = {"w": torch.ones(3), "late": torch.ones(1)}, {"w": torch.zeros(3)}
+    first = distil(*sides, toy([]), RECIPE, tmp_path, save_every=1, report_every=1)
+    next(first)
+    with pytest.raises(ArgumentError, match="another process is at work"):
+        toy_run(tmp_path)
+    first.close()
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"state\.safetensors: the state of the .* is damaged"):
+        toy_run(tmp_path)
+
+
+def test_the_critic_has_no_average(tmp_path: Path) -> None:
+    toy_run(tmp_path)
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
+        kept = {name for name in file.keys() if "optimizer" not in name}  # noqa: SIM118
+    assert kept == {"weights.w", "weights.late", "ema.w", "ema.late", "critic.weights.w"}
