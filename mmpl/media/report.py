@@ -294,7 +294,8 @@ def _command(report: Report) -> Iterator[str]:
 def _tables(heading: str, tables: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
     if not tables:
         return
-    yield f'<section><h2>{escape(heading)}</h2><div class="tables">'
+    columns = ' class="tables"' if len(tables) > 1 else ""  # a lone table takes the whole width
+    yield f"<section><h2>{escape(heading)}</h2><div{columns}>"
     for name, table in tables.items():
         yield f"<div><h3>{escape(name)}</h3><table><tbody>"
         for key, value in table.items():
