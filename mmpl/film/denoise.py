@@ -19,7 +19,7 @@ from mmpl.layout.layout import Group, Layout
 from mmpl.layout.slots import SlotPlan, slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import CrossKV, DiTParams, Engine, Positions, dit
+from mmpl.wan.dit import CrossKV, DiTParams, Engine, Positions, dit, time_of
 from mmpl.wan.flow import Renoise, Schedule, SolverState, guided, step
 from mmpl.wan.rope import rope_table
 
@@ -141,8 +141,9 @@ def denoise(
     the result is not finite.
     """
     x_BCTHW, state = noise_BCTHW, SolverState()
+    placed = place(network, context, group, noise_BCTHW)
     for index, timestep in enumerate(sampler.schedule.timesteps):
-        found = velocities(network, context, group, x_BCTHW, timestep)
+        found = velocities(network, context, group, x_BCTHW, timestep, placed)
         v_BCTHW, *others = network.of_all_branches(found)
         for other_BCTHW in others:
             v_BCTHW = guided(v_BCTHW, other_BCTHW, sampler.guidance_scale)
@@ -159,40 +160,69 @@ def denoise(
     return x_BCTHW
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """What all steps of a group have in common. `order` puts its frames into slot order and `back`
+    out of it; None where the two orders are one."""
+
+    frames: Positions
+    order: Tensor | None
+    back: Tensor | None
+
+
+def place(network: Network, context: Context, group: Group, x_BCTHW: Tensor) -> Placed:
+    """The place of `group` in `context`, for latents like `x_BCTHW`."""
+    plan = context.slots.pass_of(group.name)
+    device = x_BCTHW.device
+    height, width = x_BCTHW.shape[3:]
+    _, patch_height, patch_width = network.config.patch_size
+    rows, columns = height // patch_height, width // patch_width
+    table = rope_table(network.config, plan.frames, rows, columns, device=device)
+    view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    frames = Positions(plan.frames, slots=view, rope_L1C2=table)
+    if plan.frames == group.frames:
+        return Placed(frames, None, None)
+    order = [group.frames.index(frame) for frame in plan.frames]
+    back = [plan.frames.index(frame) for frame in group.frames]
+    return Placed(frames, *(torch.tensor(one, device=device) for one in (order, back)))
+
+
 @torch.no_grad()
 def velocities(
-    network: Network, context: Context, group: Group, x_BCTHW: Tensor, timestep: float
+    network: Network,
+    context: Context,
+    group: Group,
+    x_BCTHW: Tensor,
+    timestep: float,
+    placed: Placed | None = None,
 ) -> list[Tensor]:
     """One velocity per branch of `context`, for the frames of `group` ascending, at one timestep.
 
     Each branch is a forward of its own: one fixed shape, one set of bits. The tokens run in slot
-    order, so that they are written as one range.
+    order, so that they are written as one range. `placed`: what `place` says of the group, for
+    callers that take many steps.
     """
-    plan = context.slots.pass_of(group.name)
-    order = [group.frames.index(frame) for frame in plan.frames]
-    back = [plan.frames.index(frame) for frame in group.frames]
-    batch, _, _, height, width = x_BCTHW.shape
-    _, patch_height, patch_width = network.config.patch_size
-    table = rope_table(
-        network.config,
-        plan.frames,
-        height // patch_height,
-        width // patch_width,
-        device=x_BCTHW.device,
-    )
-    view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
-    frames = Positions(plan.frames, slots=view, rope_L1C2=table)
-    t_BT = torch.full((batch, len(order)), timestep, dtype=torch.float32, device=x_BCTHW.device)
+    placed = placed or place(network, context, group, x_BCTHW)
+    t_B1 = torch.full((len(x_BCTHW), 1), timestep, dtype=torch.float32, device=x_BCTHW.device)
+    time = time_of(network.params, network.config, t_B1, engine=network.engine)
+    x_BCTHW = _in_order(x_BCTHW, placed.order)
     return [
-        dit(
-            network.params,
-            network.config,
-            x_BCTHW[:, :, order],
-            t_BT,
-            branch.context,
-            branch.cache,
-            frames=frames,
-            engine=network.engine,
-        )[:, :, back]
+        _in_order(
+            dit(
+                network.params,
+                network.config,
+                x_BCTHW,
+                time,
+                branch.context,
+                branch.cache,
+                frames=placed.frames,
+                engine=network.engine,
+            ),
+            placed.back,
+        )
         for branch in context.branches
     ]
+
+
+def _in_order(x_BCTHW: Tensor, order: Tensor | None) -> Tensor:
+    return x_BCTHW if order is None else x_BCTHW.index_select(2, order)

@@ -74,6 +74,15 @@ class Positions:
     rope_L1C2: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Time:
+    """What a timestep is to the network: `e_BTD` for its head and `e_BT6D` for its blocks, with 1
+    added to the scales. T is 1 where all frames have the same."""
+
+    e_BTD: Tensor
+    e_BT6D: Tensor
+
+
 # ------------------------------------------------------------------------------- whole network
 
 
@@ -128,7 +137,7 @@ def dit(
     params: DiTParams,
     config: DiTConfig,
     x_BCTHW: Tensor,
-    t_BT: Tensor,
+    t_BT: Tensor | Time,
     context: CrossKV,
     cache: KVCache | None = None,
     *,
@@ -137,7 +146,8 @@ def dit(
 ) -> Tensor:
     """The flow velocity v_BCTHW = noise - x0 of latents `x_BCTHW`, in the island format.
 
-    `t_BT`: timestep of every latent frame on the 0..1000 scale. `context` comes from
+    `t_BT`: timestep of every latent frame on the 0..1000 scale, or [B, 1], one for all, or what
+    `time_of` makes of either, for callers with several passes at one time. `context` comes from
     `encode_context`. With a cache, `frames.slots` says what is written and read; the pass must then
     run under `torch.no_grad()` if it writes. Without one the pass is differentiable. Raises
     ArgumentError for shapes or slots that do not fit.
@@ -149,10 +159,10 @@ def dit(
     x_BLD, tokens = patch_embedding(params, config, x_BCTHW, precision), len(rope_L1C2)
     if engine.ulysses is not None:
         own = engine.ulysses.rows(tokens)
-        x_BLD, rope_L1C2, t_BT = x_BLD[:, own], rope_L1C2[own], t_BT[:, :1]
-    e_BTD, e_BT6D = time_embedding(params, config, t_BT, precision)
+        x_BLD, rope_L1C2 = x_BLD[:, own], rope_L1C2[own]
+    time = t_BT if isinstance(t_BT, Time) else time_of(params, config, t_BT, engine=engine)
     shared = Shared(
-        e_BT6D=e_BT6D,
+        e_BT6D=time.e_BT6D,
         rope_L1C2=rope_L1C2,
         visible=_visible(config, x_BCTHW, frames, precision),
         write=write,
@@ -166,7 +176,7 @@ def dit(
         cached = None if cache is None else cache.layer(index)
         text = context.layer(index)
         x_BLD = engine.block_fn(block_params, config, x_BLD, shared, text, cached)
-    y_BLC = head(params.head, config, x_BLD, e_BTD, precision)
+    y_BLC = head(params.head, config, x_BLD, time.e_BTD, precision)
     if engine.ulysses is not None:
         y_BLC = engine.ulysses.gather(y_BLC, tokens)
     return unpatchify(config, y_BLC, x_BCTHW.shape[2:])
@@ -183,6 +193,17 @@ def patch_embedding(
     stored = params.patch_embedding
     matrix = Linear(stored.weight.flatten(1), stored.bias)
     return cast(linear(matrix, patches, precision.compute), precision.island)
+
+
+def time_of(
+    params: DiTParams, config: DiTConfig, t_BT: Tensor, *, engine: Engine = DEFAULT_ENGINE
+) -> Time:
+    """What `dit` makes of its timesteps, by itself."""
+    if engine.ulysses is not None:  # the tokens of a rank are of any frames, all at one time
+        t_BT = t_BT[:, :1]
+    e_BTD, e_BT6D = time_embedding(params, config, t_BT, _precision(params, engine))
+    e_BT6D[:, :, 1::3] += 1  # of shift, scale, gate, twice
+    return Time(e_BTD, e_BT6D)
 
 
 def time_embedding(
@@ -207,7 +228,7 @@ def head(
     """Output features of every token, channel fastest, in the island format."""
     m_BT21D = (cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)).unsqueeze(3)
     shift, scale = m_BT21D.unbind(2)
-    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift, scale)
+    y_BLD = ops.modulated_norm(x_BLD, shift, 1 + scale, config.eps)
     return linear(params.head, y_BLD, precision.island)
 
 
@@ -247,7 +268,7 @@ def _visible(
 
 
 def _check_inputs(
-    config: DiTConfig, x_BCTHW: Tensor, t_BT: Tensor, context: CrossKV, frames: Positions
+    config: DiTConfig, x_BCTHW: Tensor, t_BT: Tensor | Time, context: CrossKV, frames: Positions
 ) -> None:
     pt, ph, pw = config.patch_size
     T = len(frames.positions)
@@ -257,7 +278,8 @@ def _check_inputs(
         raise ArgumentError(
             "latent height and width must be multiples of the patch", got=(H, W), wanted=(ph, pw)
         )
-    ops.check_shape("timesteps", t_BT, (B, T))
+    times = t_BT.e_BTD[:, :, 0] if isinstance(t_BT, Time) else t_BT
+    ops.check_shape("timesteps", times, (B, 1 if times.shape[-1:] == (1,) else T))
     shape = (config.num_layers, B, config.text_len, config.num_heads, config.head_dim)
     ops.check_shape("context keys", context.k_IBJNK, shape)
     L = T * config.frame_tokens(H, W)

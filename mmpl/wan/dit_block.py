@@ -25,8 +25,9 @@ from mmpl.wan.ulysses import Ulysses
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """What all blocks of one pass have in common. With `ulysses` a rank has a part of the
-    `tokens` tokens of the pass."""
+    """What all blocks of one pass have in common. `e_BT6D` has a 1 added to its scales, and T is 1
+    where all frames have one timestep. With `ulysses` a rank has a part of the `tokens`
+    tokens of the pass."""
 
     e_BT6D: Tensor
     rope_L1C2: Tensor
@@ -79,14 +80,14 @@ def block(
     m_BT61D = (cast(params.modulation, precision.island) + shared.e_BT6D).unsqueeze(3)
     shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = m_BT61D.unbind(2)
 
-    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift_sa, scale_sa)
+    y_BLD = ops.modulated_norm(x_BLD, shift_sa, scale_sa, config.eps)
     y_BLD = self_attention(params.self_attn, config, y_BLD, shared, cached)
     x_BLD = ops.gated_add(x_BLD, y_BLD, gate_sa)
 
     y_BLD = ops.affine_norm(params.norm3, x_BLD, config.eps)
     x_BLD = x_BLD + cross_attention(params.cross_attn, config, y_BLD, shared, text)
 
-    y_BLD = ops.modulate(ops.layer_norm(x_BLD, config.eps), shift_ffn, scale_ffn)
+    y_BLD = ops.modulated_norm(x_BLD, shift_ffn, scale_ffn, config.eps)
     y_BLD = ops.mlp(params.ffn_in, params.ffn_out, y_BLD, precision.compute)
     return ops.gated_add(x_BLD, y_BLD, gate_ffn)
 
@@ -104,7 +105,9 @@ def self_attention(
     q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision), shared.rope_L1C2)
     k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision), shared.rope_L1C2)
     v_BLNK = heads(linear(params.v, y_BLD, precision.compute), config)
-    q_BLNK, k_BLNK = cast(q_BLNK, precision.compute), cast(k_BLNK, precision.compute)
+    q_BLNK = cast(q_BLNK, precision.compute)
+    if shared.write is None or shared.ulysses is not None:  # else rounded when it is stored
+        k_BLNK = cast(k_BLNK, precision.compute)
     if shared.ulysses is not None:
         together = torch.cat((q_BLNK, k_BLNK, v_BLNK))
         q_BLNK, k_BLNK, v_BLNK = shared.ulysses.to_heads(together, shared.tokens).chunk(3)
@@ -138,7 +141,7 @@ def normed_heads(
 ) -> Tensor:
     """Queries or keys [B, L, N, K], normed over all heads together, in the island format."""
     projected = linear(matrix, y_BLD, precision.compute)
-    return heads(ops.rms_norm(gain, projected, config.eps, precision.island), config)
+    return heads(ops.rms_norm_(gain, projected, config.eps, precision.island), config)
 
 
 def heads(x_BLD: Tensor, config: DiTConfig) -> Tensor:

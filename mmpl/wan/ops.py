@@ -63,37 +63,38 @@ def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     return linear(second, F.gelu(linear(first, x, dtype), approximate="tanh"), dtype)
 
 
-def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis without parameters, in and out in the format of `x`."""
-    return F.layer_norm(x, x.shape[-1:], None, None, eps)
-
-
 def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis with gain and bias, in and out in the format of `x`."""
     weight, bias = cast(params.weight, x.dtype), cast(params.bias, x.dtype)
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def rms_norm(params: Weight, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def rms_norm_(params: Weight, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
 
-    In this order, and with the statistics in float32 or better.
+    In this order, with the statistics in float32 or better. Without gradient `x` is overwritten.
     """
-    normed = F.rms_norm(cast(x, at_least_float32(x.dtype)), x.shape[-1:], None, eps)
-    return cast(normed, x.dtype) * cast(params.weight, dtype)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x.dtype))
+    scale = torch.rsqrt(torch.add(eps, length.square(), alpha=1 / x.shape[-1]))
+    normed = cast(x * scale, x.dtype) if torch.is_grad_enabled() else x.mul_(scale)
+    return normed * cast(params.weight, dtype)
 
 
-def modulate(x_BLD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> Tensor:
-    """`x * (1 + scale) + shift` with one shift and scale per latent frame."""
-    x_BTLD = x_BLD.unflatten(1, (shift_BT1D.shape[1], -1))
-    return torch.addcmul(shift_BT1D, x_BTLD, 1 + scale_BT1D).flatten(1, 2)
+def modulated_norm(x_BLD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis, times `scale` plus `shift`, one of each per latent frame or for
+    all, in and out in the format of `x`."""
+    D = x_BLD.shape[-1]
+    if scale_BT1D.numel() == D:  # the norm's own gain and bias: one pass over the numbers, not two
+        return F.layer_norm(x_BLD, (D,), scale_BT1D.flatten(), shift_BT1D.flatten(), eps)
+    normed_BTLD = F.layer_norm(x_BLD, (D,), None, None, eps).unflatten(1, (shift_BT1D.shape[1], -1))
+    return torch.addcmul(shift_BT1D, normed_BTLD, scale_BT1D).flatten(1, 2)
 
 
 def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BT1D: Tensor) -> Tensor:
-    """`x + gate * y` with one gate per latent frame, in the format of `x`."""
-    frames = (gate_BT1D.shape[1], -1)
-    y_BTLD = cast(y_BLD, x_BLD.dtype).unflatten(1, frames)
-    return torch.addcmul(x_BLD.unflatten(1, frames), y_BTLD, gate_BT1D).flatten(1, 2)
+    """`x + gate * y` with one gate per latent frame or for all, in the format of `x`, which is the
+    wider one."""
+    x_BTLD, y_BTLD = (z.unflatten(1, (gate_BT1D.shape[1], -1)) for z in (x_BLD, y_BLD))
+    return torch.addcmul(x_BTLD, y_BTLD, gate_BT1D).flatten(1, 2)
 
 
 def sinusoid(t: Tensor, dim: int) -> Tensor:

@@ -47,9 +47,10 @@ def rope_table(
 def rope(x_BLNK: Tensor, table_L1C2: Tensor) -> Tensor:
     """`x` turned by the angles of `table`, computed in the table's format, which is returned."""
     pairs = cast(x_BLNK, table_L1C2.dtype).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # the compiler fuses real arithmetic only
-        (a, b), (cos, sin) = pairs.unbind(-1), table_L1C2.unbind(-1)
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    if torch.compiler.is_compiling():  # the compiler fuses real arithmetic only, and no joins
+        cos, sin = table_L1C2.split(1, dim=-1)
+        sign = 2 * torch.arange(2, device=pairs.device) - 1
+        return (pairs * cos + pairs.flip(-1) * (sin * sign)).flatten(-2)
     turned = torch.view_as_complex(pairs) * torch.view_as_complex(table_L1C2)
     return torch.view_as_real(turned).flatten(-2)
 

@@ -7,22 +7,18 @@ over a grid of frames x rows x columns of tokens).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmpl.layout.presets import mmpl_t2v
-from mmpl.layout.slots import slot_plan
-from mmpl.wan.cache import KVCache, LayerKV, SlotView, kv_allocate, kv_commit
+from mmpl.wan.cache import LayerKV, kv_allocate
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import Engine, Positions, dit, dit_cast, encode_context
 from mmpl.wan.dit_block import BlockFn, Shared, block
 from mmpl.wan.dit_params import DiTParams, dit_from_flat, dit_shapes
 from mmpl.wan.ops import Precision
 from mmpl.wan.rope import rope_table
-
-CONTEXT, OWN = 15, 6  # latents that fill_tail sees, and its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ def block_call(
 def forward_call(
     row: Row, precision: Precision, *, block_fn: BlockFn = block
 ) -> Callable[[], Tensor]:
-    """The whole transformer over a clip that sees itself, text encoded anew as official code does."""
+    """The whole transformer over a clip that sees itself, its text encoded anew each time."""
     config, weights = row.config, params(row.config, precision)
     x_BCTHW, text = inputs(row)
     frames = Positions(tuple(range(row.grid[0])))

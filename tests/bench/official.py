@@ -95,7 +95,7 @@ def forward_call(checkout: Path, row: Row, precision: Precision) -> Callable[[],
 
 
 def block_call(checkout: Path, row: Row, precision: Precision) -> Callable[[], Tensor]:
-    """A pass through all blocks by the official ones, which make text keys and values every time."""
+    """A pass through all blocks by the official ones, which encode the text every time."""
     model = transformer(checkout, row)
     config, half = row.config, precision.compute is not torch.float32
     generator = torch.Generator().manual_seed(1)

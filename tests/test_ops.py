@@ -1,0 +1,42 @@
+"""Operations that have a short way and a general one."""
+
+import pytest
+import torch
+
+from mmpl.wan import ops
+from mmpl.wan.params import Weight
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_has_the_same_bits_with_and_without_gradient(dtype: torch.dtype) -> None:
+    x, gain = draw(2, 5, 24).to(dtype), Weight(1 + draw(24, seed=1))
+    kept = x.clone()
+    wanted = ops.rms_norm_(gain, x, 1e-6, torch.float32)
+    assert torch.equal(x, kept)
+    with torch.no_grad():
+        got = ops.rms_norm_(gain, x, 1e-6, torch.float32)
+    assert torch.equal(got, wanted)
+    mean_square = kept.float().square().mean(-1, keepdim=True)
+    rounded = (kept.float() * torch.rsqrt(mean_square + 1e-6)).to(dtype)
+    assert torch.allclose(got, rounded * gain.weight, rtol=2.0**-7 if dtype.itemsize == 2 else 1e-6)
+
+
+def test_one_shift_and_scale_for_all_frames_are_those_of_every_frame() -> None:
+    x, shift, scale = draw(1, 6, 24), draw(1, 1, 1, 24, seed=1), draw(1, 1, 1, 24, seed=2)
+    every = [z.expand(1, 3, 1, 24) for z in (shift, scale)]
+    got = ops.modulated_norm(x, shift, scale, 1e-6)
+    assert torch.allclose(got, ops.modulated_norm(x, *every, 1e-6), atol=1e-6)
+
+
+def test_a_gate_of_another_format_leaves_the_residual_in_its_own() -> None:
+    x, y, gate = draw(1, 6, 24), draw(1, 6, 24, seed=1).bfloat16(), draw(1, 3, 1, 24, seed=2)
+    got = ops.gated_add(x, y, gate)
+    wanted = x + (gate * y.float().unflatten(1, (3, 2))).flatten(1, 2)
+    assert got.dtype is torch.float32
+    assert torch.allclose(got, wanted, atol=1e-6)
