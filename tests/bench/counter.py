@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,14 +32,15 @@ OVERWRITES = frozenset({"copy_", "fill_", "zero_"})  # do not read what they wri
 
 @dataclass(slots=True)
 class Counts:
-    """What happened. Bytes are of device memory; `moved` are those written by kernels that only
-    move numbers about: copies in one format, joins, gathers. `peak` is of storages allocated
-    and alive at once, `largest_move` the largest single copy."""
+    """What happened. `moved` are bytes written by kernels that only move numbers about: copies in
+    one format, joins, gathers; `copies` those of them that fill what was there before.
+    `peak` is of storages allocated and alive at once."""
 
     kernels: Counter[str] = field(default_factory=Counter)
     gemm_bytes: int = 0
     other_bytes: int = 0
     moved_bytes: int = 0
+    copies_bytes: int = 0
     largest_move: int = 0
     syncs: int = 0
     allocations: int = 0
@@ -92,6 +94,7 @@ class Counting(TorchDispatchMode):
         same = name == "copy_" and read[0].dtype == written[0].dtype
         if name in MOVES or same:
             self.counts.moved_bytes += stored
+            self.counts.copies_bytes += stored if same else 0
             self.counts.largest_move = max(self.counts.largest_move, stored)
 
     def _allocated(self, made: list[Tensor], had: list[Tensor]) -> None:
@@ -113,7 +116,13 @@ class Counting(TorchDispatchMode):
 
 def count(function: Callable[[], Any]) -> Counts:
     """What one call of `function` does."""
-    with Counting() as mode:
+    mode, tolist = Counting(), Tensor.tolist
+
+    def listed(x: Tensor) -> Any:
+        mode.counts.syncs += 1
+        return tolist(x)
+
+    with mode, patch.object(Tensor, "tolist", listed):  # which no dispatcher sees
         function()
     return mode.counts
 
