@@ -29,9 +29,9 @@ def test_rms_norm_has_the_same_bits_with_and_without_gradient(dtype: torch.dtype
 
 def test_one_shift_and_scale_for_all_frames_are_those_of_every_frame() -> None:
     x, shift, scale = draw(1, 6, 24), draw(1, 1, 1, 24, seed=1), draw(1, 1, 1, 24, seed=2)
-    every = [z.expand(1, 3, 1, 24) for z in (shift, scale)]
+    shifts, scales = (z.expand(1, 3, 1, 24) for z in (shift, scale))
     got = ops.modulated_norm(x, shift, scale, 1e-6)
-    assert torch.allclose(got, ops.modulated_norm(x, *every, 1e-6), atol=1e-6)
+    assert torch.allclose(got, ops.modulated_norm(x, shifts, scales, 1e-6), atol=1e-6)
 
 
 def test_a_gate_of_another_format_leaves_the_residual_in_its_own() -> None:

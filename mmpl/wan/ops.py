@@ -93,6 +93,8 @@ def modulated_norm(x_BLD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor, eps: f
 def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BT1D: Tensor) -> Tensor:
     """`x + gate * y` with one gate per latent frame or for all, in the format of `x`, which is the
     wider one."""
+    if gate_BT1D.shape[1] == 1:
+        return torch.addcmul(x_BLD, y_BLD, gate_BT1D.squeeze(1))
     x_BTLD, y_BTLD = (z.unflatten(1, (gate_BT1D.shape[1], -1)) for z in (x_BLD, y_BLD))
     return torch.addcmul(x_BTLD, y_BTLD, gate_BT1D).flatten(1, 2)
 

@@ -36,7 +36,7 @@ ROWS = (
     Row(1536, 8960, 12, 2, (3, 12, 20)),
 )
 LONG = Row(384, 1024, 6, 6, (21, 15, 26))
-HOST = Row(24, 32, 2, 40, (1, 1, 1))  # all of its time is the host's
+HOST = Row(24, 32, 2, 40, (1, 1, 1), text=1)  # all of its time is the host's
 FORMATS = {"bf16": BFLOAT16, "fp32": FLOAT32}
 
 

@@ -23,23 +23,25 @@ from mmpl.wan.rope import rope_table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A size: the network, and frames, rows and columns of tokens."""
+    """A size: the network, frames, rows and columns of tokens, and tokens of text."""
 
     dim: int
     ffn: int
     heads: int
     layers: int
     grid: tuple[int, int, int]
+    text: int = 512
 
     @property
     def config(self) -> DiTConfig:
-        """Wan's network at this size, with a short text."""
+        """Wan's network at this size; its text is narrower."""
         return DiTConfig(
             dim=self.dim,
             ffn_dim=self.ffn,
             num_heads=self.heads,
             num_layers=self.layers,
             text_dim=64,
+            text_len=self.text,
         )
 
     @property
@@ -136,5 +138,5 @@ def inputs(row: Row) -> tuple[Tensor, Tensor]:
     frames, rows, columns = row.grid
     _, height, width = config.patch_size
     size = (1, config.in_dim, frames, rows * height, columns * width)
-    text = torch.randn(20, config.text_dim, generator=generator)
+    text = torch.randn(min(20, config.text_len), config.text_dim, generator=generator)
     return torch.randn(size, generator=generator), text

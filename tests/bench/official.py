@@ -74,6 +74,7 @@ def transformer(checkout: Path, row: Row) -> nn.Module:
             num_layers=config.num_layers,
             freq_dim=config.freq_dim,
             text_dim=config.text_dim,
+            text_len=config.text_len,
             cross_attn_norm=True,
         )
     made.load_state_dict(state(config))
