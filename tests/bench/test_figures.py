@@ -1,6 +1,8 @@
 """Counts of the transformer against their limits, and the counter against known arithmetic."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from mmpl.wan.ops import BFLOAT16, FLOAT32, Precision
 from tests.bench.cases import Row, block_call, forward_call
 from tests.bench.counter import count
 from tests.bench.figures import Figures, eager_block, step_figures
+from tests.bench.official import module
 from tests.bench.timing import floor_call, in_turns
 
 SMALL = Row(48, 128, 2, 1, (3, 4, 5))
@@ -107,3 +110,23 @@ def test_a_block_that_sees_no_cache_gives_numbers_of_a_sensible_size() -> None:
     size = block_call(Row(48, 128, 2, 20, (3, 4, 5)), FLOAT32, cached=False)().std().item()
     assert math.isfinite(size)
     assert 0.1 < size < 100
+
+
+def test_a_checkout_is_run_with_stand_ins_that_leave_no_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "wan" / "modules"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(
+        "import torch.cuda.amp as amp\n"
+        "from diffusers.configuration_utils import ConfigMixin, register_to_config\n"
+        "from diffusers.models.modeling_utils import ModelMixin\n"
+        "from .attention import flash_attention\n"
+    )
+    before = dict(sys.modules)
+    found = module(tmp_path, "model")
+    changed = {
+        name for name in before | sys.modules if before.get(name) is not sys.modules.get(name)
+    }
+    assert not {name for name in changed if name.split(".")[0] in ("diffusers", "official_wan")}
+    q, k, v = (torch.randn(1, size, 2, 4) for size in (3, 5, 5))
+    seen = found.flash_attention(q=q, k=k, v=v.bfloat16(), k_lens=None)
+    assert (seen.shape, seen.dtype) == ((1, 3, 2, 4), torch.bfloat16)
