@@ -24,6 +24,7 @@ from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 
 SHIFT = 3.0  # of timesteps towards noise, in training and sampling
 SIZE = 64  # pixels a side
+CIRCLING = ("clockwise", 1.5), ("counterclockwise", 1.5)  # how many times as often it is drawn
 LATENT_CHANNELS = 16
 TEXT_DIM = 64
 
@@ -119,26 +120,11 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     films = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
     shares = {"init": 3.0, "second": 0.5, "plan": 4.0}
     chains = course(mmpl_t2v(), 0.85, shares), course(mmpl_i2v(), 0.15, shares)
-    recipe = Recipe(
-        steps=5000,
-        learning_rate=2e-3,
-        matrix_rate=1.2e-2,
-        warmup=100,
-        beta2=0.98,
-        ema_decay=0.995,
-    )
-    hard = ("star", 2.0), ("clockwise", 1.5), ("counterclockwise", 1.5)
-    hardest = (
-        ("star", 3.0),
-        ("clockwise", 1.5),
-        ("counterclockwise", 1.5),
-        ("grows", 2.5),
-        ("shrinks", 1.5),
-    )
+    recipe = Recipe(5000, 2e-3, matrix_rate=1.2e-2, warmup=100, beta2=0.98, ema_decay=0.995)
     chained = DiTTraining(
         chains, frames=192, shift=SHIFT, clips=1536, seed=2, backgrounds=0.65, own_seeds=0.8
     )
-    stars = replace(chained, clips=4608, seed=3, odds=hard)
+    stars = replace(chained, clips=4608, seed=3, odds=(("star", 2.0), *CIRCLING))
     outlines = replace(stars, seed=4, shift=1.0)
     return (
         Stage(
@@ -158,13 +144,17 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
         Stage("dit-outlines", outlines, replace(recipe, steps=4000, matrix_rate=8e-3), layers=8),
         Stage(
             "dit-edges",
-            replace(outlines, seed=6, odds=(*hard, ("grows", 1.5), ("shrinks", 1.5))),
+            replace(outlines, seed=6, odds=(*stars.odds, ("grows", 1.5), ("shrinks", 1.5))),
             replace(recipe, steps=6000, matrix_rate=6e-3),
             layers=8,
         ),
         Stage(
             "dit-deeper",
-            replace(outlines, seed=7, odds=hardest),
+            replace(
+                outlines,
+                seed=7,
+                odds=(("star", 3.0), *CIRCLING, ("grows", 2.5), ("shrinks", 1.5)),
+            ),
             replace(recipe, steps=6000, matrix_rate=8e-3),
         ),
     )
