@@ -204,7 +204,8 @@ FLAGS = (
     ),
     Flag(
         "model_path", MODEL, "PATH", "an mmpl bundle, a folder of Wan2.1 weights (official, "
-        "diffusers, ComfyUI), or one file of them with the rest around it",
+        "diffusers, ComfyUI), one file of them with the rest around it, or owner/name on the "
+        "Hugging Face hub, fetched once",
         default="the embedded weights/tiny", aliases=("ckpt_dir",),
     ),
     Flag(
