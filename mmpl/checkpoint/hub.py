@@ -65,7 +65,7 @@ def is_repository(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and not os.path.lexists(name)
 
 
-def fetch(name: str, *, without: Collection[Role] = (), shows: bool = False) -> Path:
+def fetch(name: str, *, without: Collection[str] = (), shows: bool = False) -> Path:
     """The folder of the model owner/name, fetched unless it is there: its configs and the files of
     its parts but `without`. `shows`: whether the library may show on stderr how far it is.
 
@@ -100,7 +100,7 @@ def fetch(name: str, *, without: Collection[Role] = (), shows: bool = False) -> 
     return folders.pop()
 
 
-def choose(listed: Collection[str], without: Collection[Role] = ()) -> list[str] | None:
+def choose(listed: Collection[str], without: Collection[str] = ()) -> list[str] | None:
     """Of all files of a repository those that make a model, configs first; None unless there are
     all that a kind of folder has, but for the parts `without`."""
     for kind in _KINDS:
@@ -136,7 +136,7 @@ def _shards(index: str, listed: Collection[str]) -> Iterator[str]:
         yield from (match[0] for match in found)
 
 
-def _there(library: Any, name: str, without: Collection[Role]) -> Path | None:
+def _there(library: Any, name: str, without: Collection[str]) -> Path | None:
     """The folder of what was fetched before, if it is all that is wanted."""
     for config in (CONFIG_FILE, INDEX_FILE):
         found = _asked(name, lambda file=config: library.try_to_load_from_cache(name, file))
