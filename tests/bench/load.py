@@ -4,8 +4,9 @@
 
 A transformer of Wan2.1 1.3B's width in bfloat16, in a temporary folder. Every number is the median
 over fresh processes, with the files in the page cache. Ready: from the path to parameters that a
-pass can take; of that, the processor's time. All read: and then every byte used once. Memory: anonymous, the most that was held
-while they were made ready, over the bytes of the weights in bfloat16.
+pass can take; of that, the processor's time. All read: and then every byte used once. Memory:
+anonymous, the most that was held while they were made ready, over the bytes of the weights in
+bfloat16.
 
 At the end the file is dropped from the page cache, and as many processes as `--ranks` read all of
 it at the same time: what the disk was asked for, and what they hold of their own. Needs Linux.
