@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmpl.checkpoint.bundle import Model, load_model, load_transformer
+from mmpl.checkpoint.bundle import Model, load_model, load_transformer, model_from_state_dicts
 from mmpl.checkpoint.folder import check_folder
 from mmpl.checkpoint.names import to_diffusers
 from mmpl.errors import ArgumentError, CheckpointError
@@ -151,6 +151,22 @@ def test_kept_weights_make_a_file_that_is_read_again(folder: Path) -> None:
     model = load_model(written(folder, worlds.dit_state()), quantize="int8")
     again = load_model(written(folder, to_flat(model.dit)), quantize="int8")
     assert same(to_flat(again.dit), to_flat(model.dit))
+
+
+def test_state_dicts_are_quantised_as_files_are(folder: Path) -> None:
+    stored, _ = FORMATS["lightx2v_int8"](worlds.dit_state())
+    for kind in ("int8", "fp8"):
+        model = model_from_state_dicts(
+            dit=stored,
+            vae=worlds.vae_state(),
+            text=worlds.text_state(),
+            tokenizer_json=worlds.tokenizer_json(),
+            configs=worlds.CONFIGS,
+            quantize=kind,
+        )
+        read = load_model(written(folder, stored), quantize=kind)
+        assert quantised_kind(model.dit) == kind
+        assert same(to_flat(model.dit), to_flat(read.dit))
 
 
 def test_an_unknown_way_is_refused(folder: Path) -> None:
