@@ -189,6 +189,12 @@ def changed(name: str, value: Tensor | None) -> Damage:
     return change
 
 
+def note(text: str) -> Damage:
+    """Another one for a layer of ComfyUI's."""
+    content = bytearray(text.encode("utf-8", "surrogateescape"))
+    return changed(Q + ".comfy_quant", torch.frombuffer(content, dtype=torch.uint8).clone())
+
+
 def scale(*shape: int, value: float = 1.0) -> Damage:
     return changed(Q + ".weight_scale", torch.full(shape, value))
 
@@ -228,6 +234,18 @@ EARLY: dict[str, tuple[str, Damage, str]] = {
         changed(Q + ".weight_scale", torch.ones(48, 1, dtype=torch.int32)),
         "not a number",
     ),
+    "a note alone": (
+        "lightx2v_fp8",
+        changed("blocks.7.ffn.0.comfy_quant", torch.ones(9, dtype=torch.uint8)),
+        "no weight",
+    ),
+    "a note of 2000 bytes": ("comfy_noted", note("{" * 2000), "not a few bytes"),
+    "a note of numbers": ("comfy_noted", changed(Q + ".comfy_quant", torch.ones(9)), "few bytes"),
+    "a noted weight without scale": (
+        "comfy_noted",
+        changed(Q + ".weight_scale", None),
+        "has no scale",
+    ),
     "mark of another format": (
         "kijai_fp8_e5m2_scaled",
         changed("scaled_fp8", torch.zeros(2).to(E4M3)),
@@ -246,6 +264,14 @@ EARLY: dict[str, tuple[str, Damage, str]] = {
 }
 LATE: dict[str, tuple[str, Damage, str]] = {
     "not a number": ("lightx2v_fp8", scale(48, 1, value=float("nan")), "not a finite"),
+    "another way": ("comfy_noted", note('{"format": "nvfp4"}'), "not stored as is said.*nvfp4"),
+    "a rotated one": (
+        "comfy_noted",
+        note('{"format": "float8_e4m3fn", "rotated": 1}'),
+        "unknown way.*rotated",
+    ),
+    "a note that is no JSON": ("comfy_noted", note("{" * 999), "unknown way"),
+    "a note that is no text": ("comfy_noted", note("\udcff"), "unknown way"),
     "infinite": ("lightx2v_int8", scale(1, value=float("inf")), "not a finite"),
     "negative": ("lightx2v_fp8", scale(value=-1.0), "not a finite"),
 }
