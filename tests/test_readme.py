@@ -116,3 +116,11 @@ def test_list_of_files() -> None:
     modules = (path.relative_to(ROOT).as_posix() for path in (ROOT / "mmpl").rglob("*.py"))
     unlisted = {path for path in modules if not path.endswith("__init__.py")} - set(paths)
     assert not unlisted, f"give each a line in README.md: {sorted(unlisted)}"
+
+
+def test_the_table_of_formats_names_tests_that_exist() -> None:
+    text = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+/test_\w+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test

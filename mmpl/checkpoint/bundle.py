@@ -175,6 +175,7 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
     defaults: Defaults | None = None,
     loras: Sequence[tuple[Lora, float]] = (),
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
     """A model from state dicts that the caller has and the text of its tokenizer.json.
@@ -183,7 +184,7 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
     the sizes are those of the shapes, the rest (heads of 128, VAE levels, latent statistics)
     Wan2.1's. Tensors are used as they are where format and device allow: do not change them
     afterwards. `loras`, with their strengths, are those of `lora_from_state_dict` or `read_lora`.
-    See `load_model` for `dtype`. Raises CheckpointError.
+    See `load_model` for `dtype` and `quantize`. Raises CheckpointError.
     """
     states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
     parts: dict[Kind, Part] = {}
@@ -191,7 +192,8 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
         where = f"{part} state dict"
         require_plain(flat, where=where)
         given = asdict(getattr(configs, part)) if configs else {}
-        parts[part] = _recognised(part, flat, given, where)
+        keep = quantize if part == "dit" and not loras else None
+        parts[part] = _recognised(part, flat, given, where, keep=keep)
     return _model(
         parts,
         Tokenizer(tokenizer_json),
@@ -199,6 +201,7 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
         _digests(parts, tokenizer_json),
         loras,
         dtype=dtype,
+        quantize=quantize,
         device=device,
     )
 

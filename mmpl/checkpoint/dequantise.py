@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmpl.checkpoint.files import TensorInfo
-from mmpl.checkpoint.quantised import companion, layer_scales
+from mmpl.checkpoint.quantised import NOTE, WEIGHT, companion, layer_scales, require_note
 from mmpl.errors import CheckpointError
 from mmpl.wan.params import SCALE
 from mmpl.wan.quantise import STORED, dequantise
@@ -23,6 +23,7 @@ _WORDS = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
+    torch.uint8: "U8",
 }
 
 
@@ -45,11 +46,17 @@ def plain_weights(
     Those in 8 bits become `weight * scale`, multiplied in float32 and stored in bfloat16; others
     are the same tensors. With `keep`, fp8 or int8, matrices of the blocks that are stored so stay
     as they are, each with the scales of its rows beside it: what QuantisedLinear is made of.
-    Raises CheckpointError for scales that are negative or not finite.
+    Raises CheckpointError for scales that are negative or not finite, and layers that are said to
+    be stored in a way that is not known.
     """
     scales = layer_scales(flat, where=where)
     made: dict[str, Tensor] = {}
     for name, tensor in flat.items():
+        if name.endswith(NOTE):
+            weight = flat[name.removesuffix(NOTE) + WEIGHT]
+            require_note(
+                tensor.cpu().numpy().tobytes(), _WORDS.get(weight.dtype, ""), where=where, name=name
+            )
         if companion(name):
             continue
         scale = _checked(flat, scales[name], where) if name in scales else None

@@ -31,6 +31,7 @@ from mmpl.checkpoint.recognise import (
 from mmpl.checkpoint.search import (
     CONFIG_FILE,
     FLAGS,
+    GIVE_LORA,
     TOKENIZER_FILE,
     Contents,
     Role,
@@ -202,6 +203,7 @@ def _role(path: Path) -> Role:
             where=str(path),
             got=found.title,
             wanted=", ".join(TITLES[part] for part in PARTS),
+            todo=GIVE_LORA if found.network == "lora" else "",
         )
     return role
 

@@ -25,8 +25,9 @@ WRAPPER_WORDS = frozenset(
 # Put in front of every name by the program that saved the file.
 LEADING_WORDS = frozenset({"model", "diffusion_model", "generator", "transformer"})
 
-_SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")  # of quantised weights
-_LAST_WORDS = frozenset({"weight", "bias", "gamma", *_SCALES})
+# Of quantised weights.
+_COMPANIONS = ("scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant")
+_LAST_WORDS = frozenset({"weight", "bias", "gamma", *_COMPANIONS})
 _ATTENTION_PARTS = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.defaults import DISTILLED, Defaults
 from mmpl.checkpoint.names import Kind
 from mmpl.checkpoint.sizes import Given, typed
 from mmpl.errors import CheckpointError
@@ -68,8 +68,6 @@ _VAE_IGNORED = (  # follow from the rest, or are for training
     "clip_output",
 )  # fmt: skip
 
-# FastWan's own steps are told 1000, 757 and 522; three with this shift 1000, 787 and 481.
-_DMD: dict[str, Any] = {"solver": "few_step", "steps": 3, "shift": 1.85, "guidance_scale": 1.0}
 # SkyReels-V2-DF's own settings, where a checkpoint tells the transformer the frame rate.
 _SKYREELS: dict[str, Any] = {"fps": 24, "shift": 8.0, "guidance_scale": 6.0, "steps": 30}
 
@@ -107,7 +105,7 @@ def defaults_of(pipeline: Given, *, tells_frame_rate: bool, where: str) -> Defau
             wanted="a Wan2.1 text-to-video model or one fine-tuned from it",
         )
     if "DMD" in str(pipeline.get("_class_name")):
-        return Defaults(**_DMD)
+        return Defaults(**DISTILLED["fastwan"])
     return Defaults(**_SKYREELS) if tells_frame_rate else Defaults()
 
 

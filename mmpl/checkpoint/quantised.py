@@ -4,11 +4,13 @@ A layer `L` is `L.weight` and, where that is scaled, `L.scale_weight` (ComfyUI, 
 `L.weight_scale` (LightX2V): one number, one per row [out, 1], or one per row and equal part of it
 [out, parts, 1]. `L.scale_input` is for activations that are quantised with a scale fixed in
 advance, which is not done here: it is checked and then not used. A tensor `scaled_fp8` says by its
-format which fp8 the scaled weights are in. fp8 without scales is a plain cast. Names are official.
+format which fp8 the scaled weights are in. fp8 without scales is a plain cast. Newer files of
+ComfyUI say in `L.comfy_quant`, JSON as bytes, how that one layer is stored. Names are official.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -24,13 +26,30 @@ WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")
 INPUT_SCALES = (".scale_input", ".input_scale")
 MARKER = "scaled_fp8"
+NOTE = ".comfy_quant"
 _UNSCALED = ("token_embedding.weight",)  # a table and no matrix: cast alone in scaled files too
+_FORMATS = {"float8_e4m3fn": FP8[0], "float8_e5m2": FP8[1]}
+_NOTED = ("format", "full_precision_matrix_mult")  # the second is about how to multiply
+_LONGEST_NOTE = 1024
 _TODO = "ask its publisher for a whole file, or for one in bfloat16"
 
 
 def companion(name: str) -> bool:
     """Whether a tensor of this name only says how others are stored."""
-    return name == MARKER or name.endswith((*SCALES, *INPUT_SCALES))
+    return name == MARKER or name.endswith((*SCALES, *INPUT_SCALES, NOTE))
+
+
+def require_note(note: bytes, stored: str, *, where: str, name: str) -> None:
+    """Raises CheckpointError unless the `comfy_quant` called `name` says of its layer only that the
+    weight, `stored` in a header's words, is to be multiplied with its scale."""
+    try:
+        said = json.loads(note)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not set(said) <= set(_NOTED):
+        _refuse("a layer is quantised in an unknown way", where, f"{name}: {note[:80]!r}", "fp8")
+    if _FORMATS.get(str(said.get("format"))) != stored:
+        _refuse("a layer is not stored as is said of it", where, f"{name}: {note[:80]!r}", stored)
 
 
 def layer_scales(names: Mapping[str, object], *, where: str) -> dict[str, str]:
@@ -38,13 +57,13 @@ def layer_scales(names: Mapping[str, object], *, where: str) -> dict[str, str]:
     without a weight and a weight with two scales."""
     found: dict[str, str] = {}
     for name in names:
-        ending = next((e for e in (*SCALES, *INPUT_SCALES) if name.endswith(e)), None)
+        ending = next((e for e in (*SCALES, *INPUT_SCALES, NOTE) if name.endswith(e)), None)
         if ending is None:
             continue
         weight = name.removesuffix(ending) + WEIGHT
         if weight not in names:
             _refuse("a scale has no weight that it belongs to", where, name, weight)
-        if ending in INPUT_SCALES:
+        if ending in (*INPUT_SCALES, NOTE):
             continue
         if weight in found:
             _refuse("a weight has two scales", where, f"{found[weight]} and {name}", "one")
@@ -62,7 +81,9 @@ def weight_shapes(entries: Mapping[str, TensorInfo], *, where: str) -> dict[str,
     shapes: dict[str, tuple[int, ...]] = {}
     for name, info in entries.items():
         if companion(name):
-            if name != MARKER:
+            if name.endswith(NOTE):
+                _require_bytes(name, info, where)
+            elif name != MARKER:
                 _require_scale(entries, name, where)
             continue
         if info.dtype not in (*FLOATS, *EIGHT_BIT):
@@ -80,6 +101,12 @@ def weight_shapes(entries: Mapping[str, TensorInfo], *, where: str) -> dict[str,
         shapes[name] = info.shape
     _require_marked(entries, scales, where)
     return shapes
+
+
+def _require_bytes(name: str, info: TensorInfo, where: str) -> None:
+    short = len(info.shape) == 1 and info.shape[0] <= _LONGEST_NOTE
+    if info.dtype != "U8" or not short:
+        _refuse("a note is not a few bytes", where, f"{name}: {info.dtype} {info.shape}", "U8")
 
 
 def _require_scale(entries: Mapping[str, TensorInfo], name: str, where: str) -> None:

@@ -22,6 +22,7 @@ FLAGS: dict[Role, str] = {
     "text": "--text_encoder",
     "tokenizer": "--tokenizer",
 }
+GIVE_LORA = "give a whole model, and this file with --lora"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 SPIECE_FILE = "spiece.model"
@@ -87,7 +88,7 @@ def require_role(role: Role, path: Path) -> Weights | None:
             f"this does not hold {TITLES[role]}",
             where=str(path),
             got=found.title,
-            todo=f"check the file given by {FLAGS[role]}",
+            todo=GIVE_LORA if found.network == "lora" else f"check the file given by {FLAGS[role]}",
         )
     if found.relative:
         raise _relative(found)

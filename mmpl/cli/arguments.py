@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.defaults import DISTILLED, Defaults
 from mmpl.cli import flags
 from mmpl.cli.flags import DEBUG, DURATION, MACHINE, OTHER, SIZE, THREADS, Command, Flag, one_of
 from mmpl.errors import ArgumentError
@@ -69,8 +69,11 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def read_values(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The values of flags given as text; `size` becomes width and height. Raises ArgumentError."""
+    """The values of flags given as text; `size` becomes width and height, `distilled` the settings
+    it stands for, but for those that are given. Raises ArgumentError."""
     values = flags.read_texts(GEN, texts)
+    if "distilled" in values:
+        values = {**DISTILLED[values.pop("distilled")], **values}
     size = values.pop("size", None)
     if size is None:
         return values
@@ -183,6 +186,11 @@ FLAGS = (
         aliases=("sample_solver",),
     ),
     Flag(
+        "distilled", SAMPLING, "NAME", "the weights or a LoRA were distilled to few steps by this "
+        "program: its steps and shift, no guidance: " + ", ".join(DISTILLED),
+        **one_of(*DISTILLED),
+    ),
+    Flag(
         "seeding", PLANNING, "NAME", "keyframes that the next segment starts from: "
         + ", ".join(SEEDINGS), **one_of(*SEEDINGS), default="terminal",
     ),
@@ -204,7 +212,8 @@ FLAGS = (
     ),
     Flag(
         "model_path", MODEL, "PATH", "an mmpl bundle, a folder of Wan2.1 weights (official, "
-        "diffusers, ComfyUI), or one file of them with the rest around it",
+        "diffusers, ComfyUI), one file of them with the rest around it, or owner/name on the "
+        "Hugging Face hub, fetched once",
         default="the embedded weights/tiny", aliases=("ckpt_dir",),
     ),
     Flag(

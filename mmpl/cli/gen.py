@@ -21,7 +21,7 @@ from mmpl.checkpoint.folder import open_folder
 from mmpl.cli import arguments, job, model, pictures
 from mmpl.cli.arguments import GO_ON, REVISE
 from mmpl.cli.flags import wants_help
-from mmpl.cli.model import model_folder, require_embedded
+from mmpl.cli.model import located, model_folder, require_embedded
 from mmpl.cli.order import OUTPUT, Order, Shelf, order_of
 from mmpl.cli.place import Place, end_with_parent, place
 from mmpl.cli.shell import Console, explain, print_result, printable, run
@@ -238,7 +238,7 @@ def _check_space(order: Order, console: Console) -> None:
 
 def _print_examples(settings: Mapping[str, Any], console: Console) -> int:
     require_embedded(settings)
-    examples = open_folder(settings.get("model_path", model.EMBEDDED_MODEL)).defaults.examples
+    examples = open_folder(located(settings)).defaults.examples
     if not examples:
         console.say("this model names no examples: any prompt will do")
     for example in examples:

@@ -29,6 +29,7 @@ from mmpl.cli.report import Notes, write_report
 from mmpl.cli.shell import Console
 from mmpl.cli.showing import Showing
 from mmpl.cli.storyboard import Sheet
+from mmpl.cli.unchanged import Unchanged
 from mmpl.errors import ArgumentError
 from mmpl.film.given import Given, encode_pictures
 from mmpl.film.given_file import read_given, write_given
@@ -89,6 +90,7 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     crew = None if order.place is None else Crew(order.place, device, order.patience_s)
     dtype = _dtype(order.machine["dtype"], device)
     attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
+    weights = Unchanged(order.folder)
     model = _model(order, device, getattr(torch, dtype), shelf)
     _warn(order, model, console)
     loaded = time.monotonic() - start
@@ -112,6 +114,7 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     engine = {"device": str(device), "dtype": dtype, "attention": attention}
     engine |= {name: order.machine[name] for name in ("quantize", "threads")}
     notes = Notes(order.film)
+    events = weights.follow(events)
     events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
         events = crew.follow(events)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder, check_folder
+from mmpl.checkpoint.hub import fetch, is_repository
+from mmpl.checkpoint.search import FLAGS
 from mmpl.errors import CheckpointError
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights" / "tiny"
@@ -20,7 +23,7 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
     """The checked folder with the LoRAs for it, and the flags that name all that it is made of."""
     model = {name: settings[name] for name in MODEL_FLAGS if name in settings}
     require_embedded(model)
-    folder = model.get("model_path", EMBEDDED_MODEL)
+    folder = located(settings)
     parts: dict[str, str] = {}
     for name in PARTS:
         if name not in model:
@@ -41,9 +44,24 @@ def model_folder(settings: Mapping[str, Any]) -> tuple[ModelFolder, dict[str, st
     return found, model
 
 
+def located(settings: Mapping[str, Any]) -> str | Path:
+    """Where the model is that the flags name; one of the hub is fetched unless it is there, but
+    for what other flags replace. Raises CheckpointError."""
+    path = settings.get("model_path", EMBEDDED_MODEL)
+    if not isinstance(path, str) or not is_repository(path):
+        return path
+    told = [role for role, flag in FLAGS.items() if flag.removeprefix("--") in settings]
+    aloud = "quiet" not in settings and "json_progress" not in settings
+    return fetch(path, without=told, shows=aloud and sys.stderr is not None and sys.stderr.isatty())
+
+
 def from_anywhere(model: Mapping[str, str], folder: ModelFolder) -> dict[str, str]:
     """The flags that name a model, for use from another folder."""
-    moved = {name: os.path.abspath(path) for name, path in model.items() if name != "lora"}
+    moved = {
+        name: path if is_repository(path) else os.path.abspath(path)
+        for name, path in model.items()
+        if name != "lora"
+    }
     if folder.loras:
         from mmpl.cli.lora import lora_text
 

@@ -188,7 +188,8 @@ def _death(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
     try:
-        return f"was killed by {signal.Signals(-code).name}"
+        cut = ": weights were cut while in use, or the disk fails" if -code == signal.SIGBUS else ""
+        return f"was killed by {signal.Signals(-code).name}{cut}"
     except ValueError:
         return f"was killed by signal {-code}"
 

@@ -42,6 +42,8 @@ def revised(
     from mmpl.film import revise  # torch comes with it
 
     old, folder, rest = film(record.settings), Path(given["job_dir"]), dict(given)
+    if verb != "populate" and any(name in given for name in MODEL_FLAGS):
+        _require_its_model(folder, given, record)
     if verb == "reroll":
         if "segment" not in given:
             raise ArgumentError("which segment?", wanted=f"--segment 1 to {old.segments}")
@@ -77,6 +79,29 @@ def flags_again(words: list[str]) -> list[str]:
         if name not in said
     ]
     return [*again, *([] if "overwrite" in texts else ["--overwrite"])]
+
+
+def _require_its_model(folder: Path, given: Mapping[str, Any], record: Record) -> None:
+    """Raises ResumeError where the flags name other weights than the job's, as far as that is known
+    before they are loaded: what stays of the film would not fit what is made anew."""
+    known = (read_job(folder) or {}).get("weights", {})
+    planned, _ = model_folder(record.settings)
+    wanted, _ = model_folder(merge(given, record.settings))
+    before, now = (
+        [(lora.sha256, lora.strength) for lora in found.loras] for found in (planned, wanted)
+    )
+    other = [] if before == now else ["lora"]
+    for part, digest in wanted.digests.items():
+        merged = part == "dit" and before  # the job knows it with its LoRAs in it
+        if not merged and known.get(part, digest) != digest:
+            other.append(part)
+    if other:
+        raise ResumeError(
+            "this film was made with other weights",
+            where=str(folder),
+            got=f"another {' and '.join(other)}",
+            todo="leave the flag out, or make another film in another job folder",
+        )
 
 
 def _other_model(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

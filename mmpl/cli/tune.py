@@ -24,7 +24,7 @@ from mmpl.cli.flags import (
     wants_help,
     whole,
 )
-from mmpl.cli.model import EMBEDDED_MODEL, model_folder
+from mmpl.cli.model import model_folder
 from mmpl.cli.place import place
 from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import ArgumentError, InputError
@@ -199,7 +199,7 @@ def _begin(found: ModelFolder, model: Mapping[str, str], runs: Path, trains: str
 
     transformer = load_transformer(found)
     checkpoint = os.path.abspath(model["checkpoint"]) if "checkpoint" in model else None
-    folder = os.path.abspath(model.get("model_path", EMBEDDED_MODEL))
+    folder = os.path.abspath(found.path)
     begin(runs, Origin(folder, checkpoint, transformer.digest, trains))
     return transformer
 

@@ -72,6 +72,18 @@ def scaled(
     return write
 
 
+def noted(writer: Writer, note: str) -> Writer:
+    """As ComfyUI's newer files: each scaled layer says in JSON how it is stored."""
+
+    def write(state: State) -> Written:
+        stored, meant = writer(state)
+        said = torch.frombuffer(bytearray(note.encode()), dtype=torch.uint8)
+        layers = [n.removesuffix(".weight_scale") for n in stored if n.endswith(".weight_scale")]
+        return stored | {f"{layer}.comfy_quant": said.clone() for layer in layers}, meant
+
+    return write
+
+
 def whole(weight: Tensor) -> Tensor:
     return weight.amax()
 
@@ -96,6 +108,10 @@ FORMATS: dict[str, Writer] = {
         E4M3, ".scale_weight", whole, marker=torch.zeros(2).to(E4M3), scale_input=True
     ),
     "comfy_marked_by_a_float": scaled(E4M3, ".scale_weight", whole, marker=torch.zeros(0)),
+    "comfy_noted": noted(
+        scaled(E4M3, ".weight_scale", whole),
+        '{"format": "float8_e4m3fn", "full_precision_matrix_mult": true}',
+    ),
     "kijai_fp8_e4m3fn_scaled": scaled(E4M3, ".scale_weight", one, marker=torch.zeros(1).to(E4M3)),
     "kijai_fp8_e5m2_scaled": scaled(E5M2, ".scale_weight", one, marker=torch.zeros(1).to(E5M2)),
     "lightx2v_fp8": scaled(E4M3, ".weight_scale", per_row),

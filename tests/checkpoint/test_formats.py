@@ -335,6 +335,10 @@ def test_bad_files_for_a_part(tmp_path: Path) -> None:
     )
     refused("not hold a video VAE; got a transformer", folder, vae=folder / "three.ckpt")
     refused("not hold a text encoder; got a video VAE", folder, text_encoder=folder / "one.sft")
+    lora = {"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(2)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    refused("a LoRA.*with --lora", folder, checkpoint=tmp_path / "lora.safetensors")
+    refused("a LoRA.*with --lora", tmp_path / "lora.safetensors")
     refused("no such file", folder, tokenizer=folder / "none.json")
     save_file({"x": torch.ones(1)}, folder / "x.safetensors")
     refused("not a part of a model", folder / "x.safetensors")

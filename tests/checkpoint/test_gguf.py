@@ -90,6 +90,27 @@ def test_a_transformer(gguf: ModuleType, tmp_path: Path, kind: str) -> None:
     assert {n: e.shape for n, e in entries.items()} == {n: tuple(t.shape) for n, t in meant.items()}
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_blocks_of_256(gguf: ModuleType, tmp_path: Path, kind: str) -> None:
+    """What is published mostly, and what the library reads but does not write: any bytes are
+    numbers, if the halves of a block that scale it are."""
+    quantized, path = gguf.GGMLQuantizationType[kind], tmp_path / "x.gguf"
+    block, block_bytes = gguf.GGML_QUANT_SIZES[quantized]
+    assert block == 256
+    data = np.random.default_rng(7).integers(0, 256, (6, 2 * block_bytes), dtype=np.uint8)
+    data &= 0x3F  # no half is infinite or not a number
+    writer = gguf.GGUFWriter(path, "wan")
+    writer.add_tensor("blocks.0.ffn.0.weight", data, raw_dtype=quantized)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    meant = torch.from_numpy(np.array(gguf.quants.dequantize(data, quantized))).bfloat16()
+    assert meant.isfinite().all()
+    assert meant.unique().numel() > 99
+    same(read_state_dict(path), {"blocks.0.ffn.0.weight": meant.view(6, 512)})
+
+
 def test_in_a_model_folder(gguf: ModuleType, tmp_path: Path) -> None:
     folder = worlds.write_wan_folder(tmp_path / "wan", with_dit=False)
     path = tmp_path / "x.gguf"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmpl.checkpoint.bundle import Model, load_model, load_transformer
+from mmpl.checkpoint.bundle import Model, load_model, load_transformer, model_from_state_dicts
 from mmpl.checkpoint.folder import check_folder
 from mmpl.checkpoint.names import to_diffusers
 from mmpl.errors import ArgumentError, CheckpointError
@@ -153,6 +153,22 @@ def test_kept_weights_make_a_file_that_is_read_again(folder: Path) -> None:
     assert same(to_flat(again.dit), to_flat(model.dit))
 
 
+def test_state_dicts_are_quantised_as_files_are(folder: Path) -> None:
+    stored, _ = FORMATS["lightx2v_int8"](worlds.dit_state())
+    for kind in ("int8", "fp8"):
+        model = model_from_state_dicts(
+            dit=stored,
+            vae=worlds.vae_state(),
+            text=worlds.text_state(),
+            tokenizer_json=worlds.tokenizer_json(),
+            configs=worlds.CONFIGS,
+            quantize=kind,
+        )
+        read = load_model(written(folder, stored), quantize=kind)
+        assert quantised_kind(model.dit) == kind
+        assert same(to_flat(model.dit), to_flat(read.dit))
+
+
 def test_an_unknown_way_is_refused(folder: Path) -> None:
     with pytest.raises(ArgumentError, match="fp8 or int8"):
         load_model(written(folder, worlds.dit_state()), quantize="fp4")
@@ -171,6 +187,12 @@ def changed(name: str, value: Tensor | None) -> Damage:
         return rest if value is None else rest | {name: value}
 
     return change
+
+
+def note(text: str) -> Damage:
+    """Another one for a layer of ComfyUI's."""
+    content = bytearray(text.encode("utf-8", "surrogateescape"))
+    return changed(Q + ".comfy_quant", torch.frombuffer(content, dtype=torch.uint8).clone())
 
 
 def scale(*shape: int, value: float = 1.0) -> Damage:
@@ -212,6 +234,18 @@ EARLY: dict[str, tuple[str, Damage, str]] = {
         changed(Q + ".weight_scale", torch.ones(48, 1, dtype=torch.int32)),
         "not a number",
     ),
+    "a note alone": (
+        "lightx2v_fp8",
+        changed("blocks.7.ffn.0.comfy_quant", torch.ones(9, dtype=torch.uint8)),
+        "no weight",
+    ),
+    "a note of 2000 bytes": ("comfy_noted", note("{" * 2000), "not a few bytes"),
+    "a note of numbers": ("comfy_noted", changed(Q + ".comfy_quant", torch.ones(9)), "few bytes"),
+    "a noted weight without scale": (
+        "comfy_noted",
+        changed(Q + ".weight_scale", None),
+        "has no scale",
+    ),
     "mark of another format": (
         "kijai_fp8_e5m2_scaled",
         changed("scaled_fp8", torch.zeros(2).to(E4M3)),
@@ -230,6 +264,14 @@ EARLY: dict[str, tuple[str, Damage, str]] = {
 }
 LATE: dict[str, tuple[str, Damage, str]] = {
     "not a number": ("lightx2v_fp8", scale(48, 1, value=float("nan")), "not a finite"),
+    "another way": ("comfy_noted", note('{"format": "nvfp4"}'), "not stored as is said.*nvfp4"),
+    "a rotated one": (
+        "comfy_noted",
+        note('{"format": "float8_e4m3fn", "rotated": 1}'),
+        "unknown way.*rotated",
+    ),
+    "a note that is no JSON": ("comfy_noted", note("{" * 999), "unknown way"),
+    "a note that is no text": ("comfy_noted", note("\udcff"), "unknown way"),
     "infinite": ("lightx2v_int8", scale(1, value=float("inf")), "not a finite"),
     "negative": ("lightx2v_fp8", scale(value=-1.0), "not a finite"),
 }

@@ -11,6 +11,7 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.cli.arguments import FLAGS, help_text, parse
 from mmpl.errors import ArgumentError
 from mmpl.layout.mesh import Mesh
+from mmpl.wan.flow import schedule
 
 ALIASES = {
     "--ckpt_dir": "model_path",
@@ -38,6 +39,22 @@ SWITCHES = {
     "debug",
     "version",
 }
+
+
+@pytest.mark.parametrize("name", ["lightx2v", "self_forcing"])
+def test_distilled_models_are_declared(name: str) -> None:
+    """Self-Forcing's own steps, as its program is told them; flags beside it win."""
+    given = parse(["--distilled", name])
+    assert (given["solver"], given["guidance_scale"]) == ("few_step", 1.0)
+    told = schedule(given["solver"], given["steps"], given["shift"]).timesteps
+    assert told == pytest.approx((1000, 937.5, 833.333, 625), abs=1e-3)
+    assert parse(["--steps", "2", "--distilled", name]) == {**given, "steps": 2}
+
+
+def test_three_steps_are_near_their_own() -> None:
+    given = parse(["--distilled", "fastwan"])
+    told = schedule(given["solver"], given["steps"], given["shift"]).timesteps
+    assert told == pytest.approx((1000, 757, 522), abs=42)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_names_of_other_programs(alias: str, name: str) -> None:
 def test_every_flag_takes_hyphens() -> None:
     values = {"size": "64x64", "seeding": "midpoint", "noise": "off", "layout": "chunked_3"}
     values |= {"solver": "euler", "device": "cpu", "dtype": "float32", "attention": "sdpa"}
-    values |= {"quantize": "int8"}
+    values |= {"quantize": "int8", "distilled": "lightx2v"}
     values |= {"fit": "letterbox", "keyframe": "a.png@1s"}
     values |= {"schedule": "adaptive", "order": "plan_first", "parallel": "2x1x1", "link": "pcie"}
     for flag in FLAGS:

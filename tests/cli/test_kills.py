@@ -16,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmpl.checkpoint.folder import check_folder
+from mmpl.cli.unchanged import Unchanged
+from mmpl.errors import CheckpointError
 from mmpl.film.job import JOB_FILE, STORYBOARD, THUMBNAILS, start_over, write_job
 from mmpl.media.durable import locked
 from mmpl.media.video import read_frames
+from tests.checkpoint import worlds
 from tests.cli.conftest import PROMPT, ROOT, Gen
 
 FILM = ["--prompt", PROMPT, "--seed", "5", "--num_frames", "100", "--steps", "12", "--threads", "1"]
@@ -75,6 +79,37 @@ def test_weights_cut_while_they_are_mapped(bundle: Path, tmp_path: Path) -> None
     assert process.returncode == -signal.SIGBUS
     assert "Bus error" in said
     assert not (tmp_path / "film.mp4").exists()
+
+
+def test_weights_written_to_while_they_are_mapped(bundle: Path, tmp_path: Path) -> None:
+    """What is made of other weights than the rest never gets into the film."""
+    weights = shutil.copytree(bundle, tmp_path / "model") / "dit.safetensors"
+    with started(tmp_path, *FILM, "--model_path", str(weights.parent)) as process:
+        end = time.monotonic() + LIMIT_S
+        while not (tmp_path / MOMENTS["plan"]).exists() and time.monotonic() < end:
+            time.sleep(0.003)
+        with weights.open("r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(bytes(100))
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3, said
+    assert f"{weights}: the weights changed while they were in use; got other content" in said
+    assert not (tmp_path / "film.mp4").exists()
+
+
+def test_weights_replaced_by_a_rename_do_no_harm(tmp_path: Path) -> None:
+    folder = worlds.write_wan_folder(tmp_path / "wan", with_dit=False)
+    worlds.write_shards(folder, worlds.dit_state())
+    weights = Unchanged(check_folder(folder))
+    shard = next(folder.glob("*-00002-of-*"))
+    shutil.copy(shard, tmp_path / "new")
+    os.replace(tmp_path / "new", shard)
+    (folder / "Wan2.1_VAE.pth").unlink()
+    assert list(weights.follow(iter((1, 2)))) == [1, 2]
+    other = next(folder.glob("*-00001-of-*"))
+    os.truncate(other, 1000)
+    with pytest.raises(CheckpointError, match=f"{other.name}.*got 1000 bytes"):
+        weights.require()
 
 
 def killed(folder: Path, words: list[str], moment: str, delay_s: float) -> bool:

@@ -20,7 +20,7 @@ from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit_params import dit_shapes
 from tests.checkpoint import lora_worlds
 from tests.checkpoint.lora_worlds import Pairs
-from tests.cli.conftest import PROMPT, ROOT, Gen
+from tests.cli.conftest import PROMPT, ROOT, Gen, write_model
 from tests.small import CONFIGS
 
 FILM = ("--prompt", PROMPT, "--seed", 1, "--steps", 1, "--num_frames", 5)
@@ -192,3 +192,28 @@ def test_a_plan_is_populated_with_a_lora(gen: Gen, bundle: Path) -> None:
     assert model == {"model_path": str(bundle), "lora": f"{Path(lora).absolute()}:1.0"}
     Path("x.mp4").unlink()
     assert gen("resume", "job", "--output", "y.mp4", plain=True)[0] == 0
+
+
+def test_a_film_is_not_revised_with_another_lora(gen: Gen, bundle: Path, tmp_path: Path) -> None:
+    """Refused before anything of the job is touched; the same again, from elsewhere, is not."""
+    first = write("x.safetensors", lora_worlds.comfy(pairs()))
+    other = write("y.safetensors", lora_worlds.comfy(pairs(1)))
+    film = (*FILM[:-1], 21)
+    assert gen("plan", *film, "--job_dir", "job", "--lora", f"{first}:0.5")[0] == 0
+    there = {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()}
+    another = write_model(tmp_path / "another", seed=5)
+    for flags in (
+        ("--lora", f"{other}:0.5"),
+        ("--lora", f"{first}:0.6"),
+        ("--lora", f"{first}:0.5", "--lora", f"{other}:0.5"),
+        ("--lora", f"{first}:0.5", "--model_path", another),
+    ):
+        code, _, err = gen("reroll", "job", "--segment", 1, *flags, plain=True)
+        assert (code, err.count("\n")) == (6, 1), err
+        assert "made with other weights" in err
+        after = {path: path.read_bytes() for path in Path("job").rglob("*") if path.is_file()}
+        assert after == there
+    Path("z.safetensors").write_bytes(Path(first).read_bytes())
+    flags = ("--lora", "z.safetensors:0.5", "--model_path", bundle)
+    code, _, err = gen("reroll", "job", "--segment", 1, *flags, plain=True)
+    assert code == 0, err
