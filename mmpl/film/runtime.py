@@ -196,16 +196,16 @@ def _carry_out(
 
 
 def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
-    """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
-    film = studio.film
+    """The frames the film shows of a segment, piece by piece in constant memory."""
+    film, config = studio.film, studio.vae_config
     start, stop = film.kept(segment)
+    needed = sorted(latents)[: config.latent_frames(stop - 1 + config.temporal_stride)]
+    step = vae.latents_at_once(config, 1, film.height, film.width)
     state, frame = None, 0
-    for latent in sorted(latents):
-        if frame >= stop:
-            return
+    for piece in (needed[at : at + step] for at in range(0, len(needed), step)):
         with torch.no_grad():
-            z_BCTHW = stack(latents, [latent]).float()
-            video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, state)
+            z_BCTHW = stack(latents, piece).float()
+            video_BCFHW, state = vae.decode(studio.vae, config, z_BCTHW, state)
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
             first = film.first_frame(segment) + max(0, frame - start)

@@ -1,14 +1,15 @@
 """The causal 3-D VAE: pixels <-> latents, one-shot or streamed by the same functions.
 
 `encode` and `decode` take and return an explicit state: the last input frames of every temporal
-convolution, in the order they run. State None means the clip starts here. A film is decoded
-latent by latent in constant memory, with the same numbers as a one-shot decode.
+convolution, in the order they run. State None means the clip starts here. Inside, both go through
+a clip in pieces of as many latent frames as keep activations small, by the same means.
+Activations lie channels last: norms are over channels, and convolutions are faster so.
 Source: Wan2.1 wan/modules/vae.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
 from math import sqrt
 
 import torch
@@ -18,112 +19,17 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError
 from mmpl.wan.config import VAEConfig
-from mmpl.wan.params import Flat, Gamma, Shapes, from_flat, key
+from mmpl.wan.params import Gamma
+from mmpl.wan.vae_params import Attention, Conv, Decoder, Encoder, Head, Resample, Residual
+from mmpl.wan.vae_params import VAEParams as VAEParams
+from mmpl.wan.vae_params import vae_from_flat as vae_from_flat
+from mmpl.wan.vae_params import vae_shapes as vae_shapes
 
 State = tuple[Tensor, ...]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Conv:
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Residual:
-    norm1: Gamma = key("residual.0")
-    conv1: Conv = key("residual.2")
-    norm2: Gamma = key("residual.3")
-    conv2: Conv = key("residual.6")
-    shortcut: Conv | None = key("shortcut")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Attention:
-    norm: Gamma
-    to_qkv: Conv
-    proj: Conv
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Resample:
-    """Halves or doubles rows and columns; with `time_conv`, frames too."""
-
-    conv: Conv = key("resample.1")
-    time_conv: Conv | None = key("time_conv")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    norm: Gamma = key("0")
-    conv: Conv = key("2")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoder:
-    conv1: Conv
-    downsamples: tuple[Residual | Resample, ...]
-    middle: tuple[Residual | Attention, ...]
-    head: Head
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decoder:
-    conv1: Conv
-    middle: tuple[Residual | Attention, ...]
-    upsamples: tuple[Residual | Resample, ...]
-    head: Head
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VAEParams:
-    encoder: Encoder
-    conv1: Conv
-    conv2: Conv
-    decoder: Decoder
-
-
-def vae_shapes(config: VAEConfig) -> Shapes:
-    """Official key -> shape of every tensor of the VAE."""
-    dims = [config.dim * multiple for multiple in config.dim_mult]
-    pixels = 3 * config.patch_size**2
-    shapes: Shapes = {}
-    _conv_shape(shapes, "encoder.conv1", pixels, config.dim, (3, 3, 3))
-    width, index = config.dim, 0
-    for level, dim in enumerate(dims):
-        for _ in range(config.num_res_blocks):
-            _residual_shape(shapes, f"encoder.downsamples.{index}", width, dim)
-            width, index = dim, index + 1
-        if level < len(dims) - 1:
-            name = f"encoder.downsamples.{index}"
-            _conv_shape(shapes, f"{name}.resample.1", dim, dim, (3, 3))
-            if config.temporal_downsample[level]:
-                _conv_shape(shapes, f"{name}.time_conv", dim, dim, (3, 1, 1))
-            index += 1
-    _middle_shape(shapes, "encoder.middle", width)
-    _head_shape(shapes, "encoder.head", width, 2 * config.z_dim)
-    _conv_shape(shapes, "conv1", 2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
-    _conv_shape(shapes, "conv2", config.z_dim, config.z_dim, (1, 1, 1))
-    _conv_shape(shapes, "decoder.conv1", config.z_dim, width, (3, 3, 3))
-    _middle_shape(shapes, "decoder.middle", width)
-    index = 0
-    for level in reversed(range(len(dims))):
-        for _ in range(config.num_res_blocks + 1):
-            _residual_shape(shapes, f"decoder.upsamples.{index}", width, dims[level])
-            width, index = dims[level], index + 1
-        if level > 0:
-            name = f"decoder.upsamples.{index}"
-            _conv_shape(shapes, f"{name}.resample.1", width, width // 2, (3, 3))
-            if config.temporal_downsample[level - 1]:
-                _conv_shape(shapes, f"{name}.time_conv", width, 2 * width, (3, 1, 1))
-            width, index = width // 2, index + 1
-    _head_shape(shapes, "decoder.head", width, pixels)
-    return shapes
-
-
-def vae_from_flat(flat: Flat, config: VAEConfig, *, where: str = "VAE weights") -> VAEParams:
-    """The parameter tree of a flat official-name state dict. Raises CheckpointError."""
-    return from_flat(VAEParams, flat, vae_shapes(config), where=where)
+_EPS = 1e-12  # of the norms
+_LAYOUT = torch.channels_last_3d
+_PIECE_NUMBERS = 2**23  # in the largest activation of a piece: 32 MiB of float32
 
 
 def encode(
@@ -168,14 +74,11 @@ def encode_features(
         )
     if first:
         video_BCFHW = video_BCFHW[:, :, : 1 + (frames - 1) // stride * stride]
-    tails, net = _Tails(state), params.encoder
-    x = _fold(video_BCFHW, config.patch_size)
-    x = _causal_conv(net.conv1, x, tails)
-    for layer in net.downsamples:
-        x = _downsample(layer, x, tails) if isinstance(layer, Resample) else _mix(layer, x, tails)
-    for layer in net.middle:
-        x = _mix(layer, x, tails)
-    return _head(net.head, x, tails), tails.state()
+    tails = _Tails(state)
+    step = stride * latents_at_once(config, video_BCFHW.shape[0], rows, columns)
+    sizes = _sizes(video_BCFHW.shape[2], step, step - stride + 1 if first else step)
+    parts = [_encoder(params.encoder, config, x, tails) for x in video_BCFHW.split(sizes, 2)]
+    return _joined(parts), tails.state()
 
 
 def decode(
@@ -186,14 +89,19 @@ def decode(
     Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T.
     """
     mean, std = _statistics(config, z_BCTHW)
-    x = _conv3d(z_BCTHW / (1 / std) + mean, params.conv2.weight, params.conv2.bias)
-    tails, net = _Tails(state), params.decoder
-    x = _causal_conv(net.conv1, x, tails)
-    for layer in net.middle:
-        x = _mix(layer, x, tails)
-    for layer in net.upsamples:
-        x = _upsample(layer, x, tails) if isinstance(layer, Resample) else _mix(layer, x, tails)
-    return _unfold(_head(net.head, x, tails), config.patch_size), tails.state()
+    z_BCTHW = (z_BCTHW / (1 / std) + mean).contiguous(memory_format=_LAYOUT)
+    x_BCTHW = _conv3d(z_BCTHW, params.conv2.weight, params.conv2.bias)
+    tails, stride = _Tails(state), config.spatial_stride
+    batch, _, _, rows, columns = z_BCTHW.shape
+    step = latents_at_once(config, batch, rows * stride, columns * stride)
+    parts = [_decoder(params.decoder, config, x, tails) for x in x_BCTHW.split(step, 2)]
+    return _joined(parts), tails.state()
+
+
+def latents_at_once(config: VAEConfig, batch: int, rows: int, columns: int) -> int:
+    """Latent frames of a piece, for frames of `rows` x `columns` pixels."""
+    pixels = batch * config.temporal_stride * rows * columns // config.patch_size**2
+    return max(1, _PIECE_NUMBERS // (config.dim * pixels))
 
 
 def encode_again(
@@ -204,37 +112,93 @@ def encode_again(
     return encode(params, config, pixels_BCFHW[:, :, slice(*frames)].clamp(-1, 1))[0]
 
 
+def _encoder(net: Encoder, config: VAEConfig, video_BCFHW: Tensor, tails: _Tails) -> Tensor:
+    x = _fold(video_BCFHW, config.patch_size).contiguous(memory_format=_LAYOUT)
+    x = _causal_conv(net.conv1, x, tails)
+    for layer in net.downsamples:
+        x = _downsample(layer, x, tails) if isinstance(layer, Resample) else _mix(layer, x, tails)
+    for layer in net.middle:
+        x = _mix(layer, x, tails)
+    x = _head(net.head, x, tails)
+    tails.turn()
+    return x
+
+
+def _decoder(net: Decoder, config: VAEConfig, x: Tensor, tails: _Tails) -> Tensor:
+    x = _causal_conv(net.conv1, x, tails)
+    for layer in net.middle:
+        x = _mix(layer, x, tails)
+    for layer in net.upsamples:
+        x = _upsample(layer, x, tails) if isinstance(layer, Resample) else _mix(layer, x, tails)
+    x = _unfold(_head(net.head, x, tails), config.patch_size)
+    tails.turn()
+    return x
+
+
+def _sizes(frames: int, step: int, first: int) -> list[int]:
+    """`frames` in pieces of `step`, of which the first is shorter."""
+    sizes = [min(first, frames)]
+    while (rest := frames - sum(sizes)) > 0:
+        sizes.append(min(step, rest))
+    return sizes
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
 class _Tails:
-    """Walks a state in execution order: gives each temporal convolution its tail, keeps the new."""
+    """Walks a state in execution order, piece after piece: gives each temporal convolution its
+    tail, and keeps the new."""
 
     def __init__(self, state: State | None) -> None:
         self.first = state is None
-        self._old = iter(state or ())
+        self._old = deque(state or ())
         self._new: list[Tensor] = []
+
+    def turn(self) -> None:
+        """A piece is done: its ends are what the next one starts from."""
+        self.first, self._old, self._new = False, deque(self._new), []
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """`x` behind the `frames` frames before it, zeros at the start; remembers its end."""
         batch, channels, _, *size = x.shape
         zeros = x.new_zeros(batch, channels, frames, *size) if self.first else None
-        extended = torch.cat([next(self._old) if zeros is None else zeros, x], dim=2)
-        self._new.append(extended[:, :, -frames:])
+        extended = torch.cat([self._old.popleft() if zeros is None else zeros, x], dim=2)
+        self.keep(extended, frames)
         return extended
+
+    def room(self, like: Tensor, frames: int) -> Tensor:
+        """What `extend` gives, for the caller to write `x` into, which is shaped as `like`."""
+        batch, channels, length, *size = like.shape
+        room = like.new_empty(batch, frames + length, *size, channels).movedim(-1, 1)
+        tail = room[:, :, :frames]
+        tail.zero_() if self.first else tail.copy_(self._old.popleft())
+        return room
 
     def last_frame(self, x: Tensor) -> Tensor:
         """`x` behind the one frame before it, if there is one; remembers its last frame."""
-        extended = x if self.first else torch.cat([next(self._old), x], dim=2)
-        self._new.append(x[:, :, -1:])
+        extended = x if self.first else torch.cat([self._old.popleft(), x], dim=2)
+        self.keep(x, 1)
         return extended
 
+    def keep(self, x: Tensor, frames: int) -> None:
+        """Remembers the end of `x`: a copy, as a view would keep all of it alive."""
+        self._new.append(x[:, :, -frames:].clone())
+
     def state(self) -> State:
-        # Clones: a view would keep the whole activation alive between calls.
-        return tuple(tail.clone() for tail in self._new)
+        """Of the clip so far, between two pieces."""
+        return tuple(self._old)
 
 
 def _causal_conv(p: Conv, x: Tensor, tails: _Tails) -> Tensor:
-    frames = p.weight.shape[2] - 1
+    return _padded_conv(p, tails.extend(x, p.weight.shape[2] - 1))
+
+
+def _padded_conv(p: Conv, extended: Tensor) -> Tensor:
+    """The convolution of frames that have those before them already."""
     pad = p.weight.shape[3] // 2
-    return _conv3d(tails.extend(x, frames), p.weight, p.bias, padding=(0, pad, pad))
+    return _conv3d(extended, p.weight, p.bias, padding=(0, pad, pad))
 
 
 def _conv3d(
@@ -252,8 +216,24 @@ def _conv3d(
     return F.conv3d(x, weight, bias, stride, padding)
 
 
-def _norm(p: Gamma, x: Tensor) -> Tensor:
-    return F.normalize(x, dim=1) * (p.gamma * sqrt(x.shape[1]))
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square over the channels, a little above zero."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return torch.rsub(length, _EPS, alpha=-1 / sqrt(x.shape[1]))  # eps + length / sqrt(channels)
+
+
+def _active_conv(norm: Gamma, conv: Conv, x: Tensor, tails: _Tails) -> Tensor:
+    """Convolution of the SiLU of the norm of `x`."""
+    frames = conv.weight.shape[2] - 1
+    if torch.is_grad_enabled():
+        extended = tails.extend(F.silu(x / _rms(x) * norm.gamma), frames)
+    else:
+        # The same in one buffer, whose passes are as few as can be.
+        extended = tails.room(x, frames)
+        active = torch.div(x, _rms(x), out=extended[:, :, frames:])
+        F.silu(active.mul_(norm.gamma), inplace=True)
+        tails.keep(extended, frames)
+    return _padded_conv(conv, extended)
 
 
 def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
@@ -261,16 +241,16 @@ def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
         return _attention(layer, x)
     p = layer.shortcut
     shortcut = x if p is None else _conv3d(x, p.weight, p.bias)
-    x = _causal_conv(layer.conv1, F.silu(_norm(layer.norm1, x)), tails)
-    x = _causal_conv(layer.conv2, F.silu(_norm(layer.norm2, x)), tails)
-    return x + shortcut
+    x = _active_conv(layer.norm1, layer.conv1, x, tails)
+    x = _active_conv(layer.norm2, layer.conv2, x, tails)
+    return x.add_(shortcut)
 
 
 def _attention(p: Attention, x_BCTHW: Tensor) -> Tensor:
     """Every pixel attends to all pixels of its own frame, with one head."""
     frames, (rows, columns) = x_BCTHW.shape[2], x_BCTHW.shape[3:]
     x = rearrange(x_BCTHW, "B C T H W -> (B T) C H W")
-    qkv = F.conv2d(_norm(p.norm, x), p.to_qkv.weight, p.to_qkv.bias)
+    qkv = F.conv2d(x / _rms(x) * p.norm.gamma, p.to_qkv.weight, p.to_qkv.bias)
     q, k, v = rearrange(qkv, "n (three C) H W -> three n 1 (H W) C", three=3)
     out = rearrange(
         F.scaled_dot_product_attention(q, k, v), "n 1 (H W) C -> n C H W", H=rows, W=columns
@@ -308,7 +288,7 @@ def _upsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
 
 
 def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:
-    return _causal_conv(p.conv, F.silu(_norm(p.norm, x)), tails)
+    return _active_conv(p.norm, p.conv, x, tails)
 
 
 def _fold(x: Tensor, patch: int) -> Tensor:
@@ -327,32 +307,3 @@ def _statistics(config: VAEConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.tensor(config.latent_mean, dtype=like.dtype, device=like.device)
     std = torch.tensor(config.latent_std, dtype=like.dtype, device=like.device)
     return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
-
-
-def _conv_shape(
-    shapes: Shapes, name: str, inputs: int, outputs: int, kernel: tuple[int, ...]
-) -> None:
-    shapes[f"{name}.weight"] = (outputs, inputs, *kernel)
-    shapes[f"{name}.bias"] = (outputs,)
-
-
-def _residual_shape(shapes: Shapes, name: str, inputs: int, outputs: int) -> None:
-    shapes[f"{name}.residual.0.gamma"] = (inputs, 1, 1, 1)
-    _conv_shape(shapes, f"{name}.residual.2", inputs, outputs, (3, 3, 3))
-    shapes[f"{name}.residual.3.gamma"] = (outputs, 1, 1, 1)
-    _conv_shape(shapes, f"{name}.residual.6", outputs, outputs, (3, 3, 3))
-    if inputs != outputs:
-        _conv_shape(shapes, f"{name}.shortcut", inputs, outputs, (1, 1, 1))
-
-
-def _middle_shape(shapes: Shapes, name: str, width: int) -> None:
-    _residual_shape(shapes, f"{name}.0", width, width)
-    shapes[f"{name}.1.norm.gamma"] = (width, 1, 1)
-    _conv_shape(shapes, f"{name}.1.to_qkv", width, 3 * width, (1, 1))
-    _conv_shape(shapes, f"{name}.1.proj", width, width, (1, 1))
-    _residual_shape(shapes, f"{name}.2", width, width)
-
-
-def _head_shape(shapes: Shapes, name: str, width: int, outputs: int) -> None:
-    shapes[f"{name}.0.gamma"] = (width, 1, 1, 1)
-    _conv_shape(shapes, f"{name}.2", width, outputs, (3, 3, 3))
