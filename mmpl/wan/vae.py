@@ -222,18 +222,16 @@ def _rms(x: Tensor) -> Tensor:
     return torch.rsub(length, _EPS, alpha=-1 / sqrt(x.shape[1]))  # eps + length / sqrt(channels)
 
 
-def _active_conv(norm: Gamma, conv: Conv, x: Tensor, tails: _Tails) -> Tensor:
-    """Convolution of the SiLU of the norm of `x`."""
+def _active(norm: Gamma, x: Tensor, conv: Conv, tails: _Tails) -> Tensor:
+    """SiLU of the norm of `x`, behind the frames before it that `conv` reaches back to."""
     frames = conv.weight.shape[2] - 1
     if torch.is_grad_enabled():
-        extended = tails.extend(F.silu(x / _rms(x) * norm.gamma), frames)
-    else:
-        # The same in one buffer, whose passes are as few as can be.
-        extended = tails.room(x, frames)
-        active = torch.div(x, _rms(x), out=extended[:, :, frames:])
-        F.silu(active.mul_(norm.gamma), inplace=True)
-        tails.keep(extended, frames)
-    return _padded_conv(conv, extended)
+        return tails.extend(F.silu(x / _rms(x) * norm.gamma), frames)
+    room = tails.room(x, frames)  # the same in one buffer, with as few passes as can be
+    active = torch.div(x, _rms(x), out=room[:, :, frames:])
+    F.silu(active.mul_(norm.gamma), inplace=True)
+    tails.keep(room, frames)
+    return room
 
 
 def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
@@ -241,8 +239,11 @@ def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
         return _attention(layer, x)
     p = layer.shortcut
     shortcut = x if p is None else _conv3d(x, p.weight, p.bias)
-    x = _active_conv(layer.norm1, layer.conv1, x, tails)
-    x = _active_conv(layer.norm2, layer.conv2, x, tails)
+    # What is done with is given back before the next convolution.
+    x = _active(layer.norm1, x, layer.conv1, tails)
+    x = _padded_conv(layer.conv1, x)
+    x = _active(layer.norm2, x, layer.conv2, tails)
+    x = _padded_conv(layer.conv2, x)
     return x.add_(shortcut)
 
 
@@ -288,7 +289,7 @@ def _upsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
 
 
 def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:
-    return _active_conv(p.norm, p.conv, x, tails)
+    return _padded_conv(p.conv, _active(p.norm, x, p.conv, tails))
 
 
 def _fold(x: Tensor, patch: int) -> Tensor:
