@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-GEMM = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution"})
+GEMM = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution"})
 ATTENTION = "_scaled_dot_product"
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 SYNCS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique2"})
