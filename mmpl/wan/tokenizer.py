@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import re
 
-import ftfy
 import tokenizers
 
 from mmpl.errors import ArgumentError, CheckpointError
@@ -25,7 +24,11 @@ def clean_prompt(text: str) -> str:
     Repairs mis-decoded text and drops control characters (ftfy), resolves HTML entities twice over,
     and makes every run of whitespace one space. Case and punctuation stay.
     """
-    repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+    repaired = text
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to repair
+        import ftfy  # noqa: PLC0415  loads tables for a fifth of a second
+
+        repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", repaired).strip()
 
 

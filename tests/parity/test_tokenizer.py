@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from typing import Any
 
+import ftfy
 import pytest
 import tokenizers
 from hypothesis import given
@@ -110,3 +113,10 @@ def test_there_is_always_room_for_the_eos() -> None:
     assert SMALL.encode("abc", 1) == [SMALL.eos_id]
     with pytest.raises(ArgumentError, match="text_len"):
         SMALL.encode("abc", 0)
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_plain_text_needs_no_repair(text: str) -> None:
+    """What is cleaned without ftfy is cleaned as with it."""
+    repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean_prompt(text) == re.sub(r"\s+", " ", repaired).strip()
