@@ -45,8 +45,10 @@ from mmpl.film.store import Store
 from mmpl.film.storyboard import Planned, Plans, Still, stills_of
 from mmpl.film.storyboard import read_plan as read_plan
 from mmpl.film.team import ALONE, Team, form_team
+from mmpl.layout.given import with_given
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
+from mmpl.layout.slots import slot_plan
 from mmpl.layout.work import Task, Work, plan_work
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.dit import CrossKV, Engine, encode_context
@@ -316,7 +318,14 @@ def _studio(
         network,
         Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
         texts,
-        open_context(network, film.layout, texts[0], latent_size=latent_shape[1:], device=device),
+        open_context(
+            network,
+            film.layout,
+            texts[0],
+            latent_size=latent_shape[1:],
+            device=device,
+            stored=_stored(film, given),
+        ),
         model.vae,
         model.vae_config,
         latent_shape,
@@ -327,6 +336,12 @@ def _studio(
         },
     )
     return studio, attention
+
+
+def _stored(film: Film, given: Given) -> int:
+    """The slots that need memory, in the segment that needs most."""
+    layouts = [with_given(film.layout, latents) for latents in given.values()]
+    return max(slot_plan(layout).stored for layout in (film.layout, *layouts))
 
 
 @torch.no_grad()

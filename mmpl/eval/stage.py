@@ -97,10 +97,17 @@ class Stage:
         """Denoising steps of every latent frame."""
         return len(self.sampler.schedule.timesteps)
 
-    def context(self, layout: Layout) -> Context:
-        """An empty cache for the frames of `layout`, for each branch of guidance."""
-        size = self.latent_shape[1:]
-        return open_context(self.network, layout, self.texts, latent_size=size, device=self.device)
+    def context(self, layout: Layout, stored: int | None = None) -> Context:
+        """An empty cache for the frames of `layout`, for each branch of guidance, with memory for
+        `stored` of them where the layout does not say."""
+        return open_context(
+            self.network,
+            layout,
+            self.texts,
+            latent_size=self.latent_shape[1:],
+            device=self.device,
+            stored=stored,
+        )
 
     def noise(self, frames: Iterable[int], segment: int = 0) -> Tensor:
         """What latent `frames` are denoised from, z_BCTHW."""

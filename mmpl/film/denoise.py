@@ -85,15 +85,17 @@ def open_context(
     latent_size: tuple[int, int],
     batch: int = 1,
     device: torch.device | str = "cpu",
+    stored: int | None = None,
 ) -> Context:
-    """An empty context with one branch per text. `latent_size`: rows and columns of the latent."""
+    """An empty context with one branch per text. `latent_size`: rows and columns of the latent.
+    `stored`: how many slots have memory, by default as many as the layout needs."""
     slots = slot_plan(layout)
     branches = []
     for text in texts:
         cache = kv_allocate(
             network.config,
             batch=batch,
-            slots=slots.slots,
+            slots=slots.stored if stored is None else stored,
             frame_tokens=network.config.frame_tokens(*latent_size),
             ranks=network.engine.ranks,
             dtype=text.k_IBJNK.dtype,
@@ -125,7 +127,8 @@ def commit(network: Network, context: Context, group: Group, z_BCTHW: Tensor) ->
     Whoever needs a group's context gets the same bits from this pass, wherever it runs.
     """
     velocities(network, context, group, z_BCTHW, 0.0)
-    written = range(*context.slots.pass_of(group.name).write)
+    step = context.slots.pass_of(group.name)
+    written = range(*step.write) if step.write[0] < context.slots.stored else ()
     return replace(
         context,
         branches=tuple(replace(b, cache=kv_commit(b.cache, written)) for b in context.branches),
@@ -178,7 +181,10 @@ def place(network: Network, context: Context, group: Group, x_BCTHW: Tensor) -> 
     _, patch_height, patch_width = network.config.patch_size
     rows, columns = height // patch_height, width // patch_width
     table = rope_table(network.config, plan.frames, rows, columns, device=device)
-    view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    if plan.write[0] < context.slots.stored:
+        view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    else:  # of a group that has no memory of its own: the same keys in the same order
+        view = SlotView(write=None, read=(plan.read[0], plan.write[0]))
     frames = Positions(plan.frames, slots=view, rope_L1C2=table)
     if plan.frames == group.frames:
         return Placed(frames, None, None)

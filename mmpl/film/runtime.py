@@ -199,13 +199,16 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
     """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
     film = studio.film
     start, stop = film.kept(segment)
-    state, frame = None, 0
+    states: list[vae.State | None] = [None]  # taken out to be given: one at a time in memory
+    frame = 0
     for latent in sorted(latents):
         if frame >= stop:
             return
         with torch.no_grad():
             z_BCTHW = stack(latents, [latent]).float()
-            video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, state)
+            video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, states.pop())
+        states.append(state)
+        del state
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
             first = film.first_frame(segment) + max(0, frame - start)

@@ -8,6 +8,7 @@ Source: Wan2.1 wan/modules/vae.py.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import sqrt
 
@@ -183,11 +184,13 @@ def decode(
 ) -> tuple[Tensor, State]:
     """Pixels [B, 3, F, H*stride, W*stride] (about [-1, 1], not clamped) and the state.
 
-    Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T.
+    Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T. Who
+    keeps no state given has only one of the two in memory.
     """
     mean, std = _statistics(config, z_BCTHW)
     x = _conv3d(z_BCTHW / (1 / std) + mean, params.conv2.weight, params.conv2.bias)
     tails, net = _Tails(state), params.decoder
+    del state  # the tails have it
     x = _causal_conv(net.conv1, x, tails)
     for layer in net.middle:
         x = _mix(layer, x, tails)
@@ -209,26 +212,29 @@ class _Tails:
 
     def __init__(self, state: State | None) -> None:
         self.first = state is None
-        self._old = iter(state or ())
+        self._old = deque(state or ())  # each goes as soon as it is used
         self._new: list[Tensor] = []
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """`x` behind the `frames` frames before it, zeros at the start; remembers its end."""
         batch, channels, _, *size = x.shape
         zeros = x.new_zeros(batch, channels, frames, *size) if self.first else None
-        extended = torch.cat([next(self._old) if zeros is None else zeros, x], dim=2)
-        self._new.append(extended[:, :, -frames:])
+        extended = torch.cat([self._old.popleft() if zeros is None else zeros, x], dim=2)
+        self._keep(extended[:, :, -frames:])
         return extended
 
     def last_frame(self, x: Tensor) -> Tensor:
         """`x` behind the one frame before it, if there is one; remembers its last frame."""
-        extended = x if self.first else torch.cat([next(self._old), x], dim=2)
-        self._new.append(x[:, :, -1:])
+        extended = x if self.first else torch.cat([self._old.popleft(), x], dim=2)
+        self._keep(x[:, :, -1:])
         return extended
 
     def state(self) -> State:
-        # Clones: a view would keep the whole activation alive between calls.
-        return tuple(tail.clone() for tail in self._new)
+        return tuple(self._new)
+
+    def _keep(self, tail: Tensor) -> None:
+        # A clone: a view would keep the whole activation alive.
+        self._new.append(tail.clone())
 
 
 def _causal_conv(p: Conv, x: Tensor, tails: _Tails) -> Tensor:
@@ -261,8 +267,10 @@ def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
         return _attention(layer, x)
     p = layer.shortcut
     shortcut = x if p is None else _conv3d(x, p.weight, p.bias)
-    x = _causal_conv(layer.conv1, F.silu(_norm(layer.norm1, x)), tails)
-    x = _causal_conv(layer.conv2, F.silu(_norm(layer.norm2, x)), tails)
+    x = F.silu(_norm(layer.norm1, x))  # in steps, so that no more of x than needed is alive
+    x = _causal_conv(layer.conv1, x, tails)
+    x = F.silu(_norm(layer.norm2, x))
+    x = _causal_conv(layer.conv2, x, tails)
     return x + shortcut
 
 
