@@ -160,7 +160,7 @@ def _given(order: Order, model: Model) -> Given:
         found = order.pictures or load_pictures(order.inputs, film)[0]
         request = with_pictures(order.request, film, found, film.layout.name)
         require_recorded(request.given, pins_text(film.pins), order.inputs)
-        given = encode_pictures(model.vae, model.vae_config, film, found)
+        given = encode_pictures(model.vae_here(), model.vae_config, film, found)
         if folder is not None and order.leads:
             named = {pin: given[pin.segment][pin.latent].cpu().numpy() for pin in film.pins}
             write_given(folder, named)

@@ -7,7 +7,7 @@ cache. Source: paper 3.1-3.2 and the order of the released inference code.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,12 +86,14 @@ def open_context(
     batch: int = 1,
     device: torch.device | str = "cpu",
     stored: int | None = None,
+    hosts: Callable[[int], bool] = lambda branch: False,
 ) -> Context:
     """An empty context with one branch per text. `latent_size`: rows and columns of the latent.
-    `stored`: how many slots have memory, by default as many as the layout needs."""
+    `stored`: how many slots have memory, by default as many as the layout needs. `hosts`: whether
+    the cache of a branch, from 0, is in the host's memory."""
     slots = slot_plan(layout)
     branches = []
-    for text in texts:
+    for index, text in enumerate(texts):
         cache = kv_allocate(
             network.config,
             batch=batch,
@@ -100,6 +102,7 @@ def open_context(
             ranks=network.engine.ranks,
             dtype=text.k_IBJNK.dtype,
             device=device,
+            hosted=hosts(index),
         )
         branches.append(Branch(text, cache))
     return Context(slots, tuple(branches))

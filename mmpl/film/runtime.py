@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.errors import NumericError, SchedulingError
-from mmpl.film.denoise import Context, Network, Sampler, commit, reset
+from mmpl.film.denoise import Context, commit, reset
 from mmpl.film.segment import (
     Latents,
     Step,
@@ -31,37 +31,12 @@ from mmpl.film.segment import (
     stack,
 )
 from mmpl.film.settings import Film
-from mmpl.layout.given import GIVEN, with_given
-from mmpl.layout.layout import Layout
+from mmpl.film.studio import Studio
+from mmpl.layout.given import GIVEN
 from mmpl.layout.schedule import Operation, Schedule
 from mmpl.layout.work import SEEDS, Task
 from mmpl.media.video import to_uint8
 from mmpl.wan import vae
-from mmpl.wan.config import VAEConfig
-from mmpl.wan.dit import CrossKV
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Studio:
-    """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
-    the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
-    (channels, rows, columns). `given`: for each segment with pins its latents that are not made.
-    """
-
-    film: Film
-    network: Network
-    sampler: Sampler
-    texts: tuple[tuple[CrossKV, ...], ...]
-    context: Context
-    vae: vae.VAEParams
-    vae_config: VAEConfig
-    latent_shape: tuple[int, int, int]
-    device: torch.device
-    given: Mapping[int, Latents]
-
-    def layout_of(self, segment: int) -> Layout:
-        """The layout of a segment, with what is given in it."""
-        return with_given(self.film.layout, self.given.get(segment, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +174,14 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
     """The frames the film shows of a segment, latent frame by latent frame in constant memory."""
     film = studio.film
     start, stop = film.kept(segment)
-    states: list[vae.State | None] = [None]  # taken out to be given: one at a time in memory
     frame = 0
-    for latent in sorted(latents):
-        if frame >= stop:
-            return
+    wanted = (stack(latents, [latent]).float() for latent in sorted(latents))
+    videos = vae.decode_each(studio.vae_here(), studio.vae_config, wanted)
+    while frame < stop:
         with torch.no_grad():
-            z_BCTHW = stack(latents, [latent]).float()
-            video_BCFHW, state = vae.decode(studio.vae, studio.vae_config, z_BCTHW, states.pop())
-        states.append(state)
-        del state
+            video_BCFHW = next(videos, None)
+        if video_BCFHW is None:
+            return
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
             first = film.first_frame(segment) + max(0, frame - start)
@@ -318,7 +291,7 @@ def _make(
 
 def _hand_over(studio: Studio, segment: int, latents: Latents) -> Tensor:
     try:
-        seeds = hand_over(studio.vae, studio.vae_config, studio.film.chain, latents)
+        seeds = hand_over(studio.vae_here(), studio.vae_config, studio.film.chain, latents)
     except NumericError as error:
         raise _of_segment(error, segment) from error
     return stack(seeds, sorted(seeds))

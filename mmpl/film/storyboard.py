@@ -113,5 +113,5 @@ def stills_of(
     for latent, frame in _shown(film, planned.segment, planned.latents):
         history = (0, latent, latent) if latent else (0,)
         z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
-        video_BCFHW, _ = vae.decode(params, config, z_BCTHW)
+        *_, video_BCFHW = vae.decode_each(params, config, z_BCTHW.split(1, 2))
         yield Still(planned.segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])

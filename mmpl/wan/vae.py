@@ -9,6 +9,7 @@ Source: Wan2.1 wan/modules/vae.py.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 
@@ -199,11 +200,24 @@ def decode(
     return _unfold(_head(net.head, x, tails), config.patch_size), tails.state()
 
 
+def decode_each(
+    params: VAEParams, config: VAEConfig, latents: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """The pixels of each z_BCTHW of a clip in turn, as `decode` makes them of all at once, in the
+    memory of one."""
+    states: list[State | None] = [None]  # taken out to be given: no two at once
+    for z_BCTHW in latents:
+        video_BCFHW, state = decode(params, config, z_BCTHW, states.pop())
+        states.append(state)
+        del state
+        yield video_BCFHW
+
+
 def encode_again(
     params: VAEParams, config: VAEConfig, z_BCTHW: Tensor, frames: tuple[int, int]
 ) -> Tensor:
     """Decodes latents and encodes a half-open range of their frames, as if a clip began there."""
-    pixels_BCFHW, _ = decode(params, config, z_BCTHW)
+    pixels_BCFHW = torch.cat(list(decode_each(params, config, z_BCTHW.split(1, 2))), 2)
     return encode(params, config, pixels_BCFHW[:, :, slice(*frames)].clamp(-1, 1))[0]
 
 
