@@ -42,8 +42,7 @@ class Model:
 
     def vae_here(self) -> VAEParams:
         """The VAE on that device, and room made for what it computes."""
-        self.offload.make_room()
-        return self.offload.here(self.vae)
+        return self.offload.brought_vae(self.vae)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,8 +63,7 @@ class Studio:
 
     def vae_here(self) -> VAEParams:
         """The VAE on the device, and room made for what it computes."""
-        self.offload.make_room()
-        return self.offload.here(self.vae)
+        return self.offload.brought_vae(self.vae)
 
 
 def open_studio(
@@ -75,29 +74,31 @@ def open_studio(
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
     engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
     network = Network(model.dit, model.dit_config, engine, team.pair)
-    return furnished(model, film, network, _embeddings(model, film), given or {}), attention
+    texts = read_texts(film, network, _embeddings(model, film))
+    vae = model.vae, model.vae_config
+    return furnished(film, network, texts, given or {}, vae, model.offload), attention
 
 
 def furnished(
-    model: Model,
     film: Film,
     network: Network,
-    embeddings: Sequence[Tensor],
+    texts: tuple[tuple[CrossKV, ...], ...],
     given: Given,
+    vae: tuple[VAEParams, VAEConfig],
+    offload: Offload,
 ) -> Studio:
-    """The studio with an empty cache for all segments of `film`. `embeddings` [J, text_dim]: of its
-    cues and, with guidance, of the negative prompt."""
-    stride = model.vae_config.spatial_stride
-    latent_shape = (model.vae_config.z_dim, film.height // stride, film.width // stride)
-    texts = _texts(film, network, embeddings)
+    """The studio, with an empty cache that does for all segments of `film`."""
+    params, config = vae
+    stride, device = config.spatial_stride, offload.device
+    latent_shape = (config.z_dim, film.height // stride, film.width // stride)
     context = open_context(
         network,
         film.layout,
         texts[0],
         latent_size=latent_shape[1:],
-        device=model.device,
+        device=device,
         stored=_stored(film, given),
-        hosts=model.offload.hosts,
+        hosts=offload.hosts,
     )
     return Studio(
         film,
@@ -105,14 +106,14 @@ def furnished(
         Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
         texts,
         context,
-        model.vae,
-        model.vae_config,
+        params,
+        config,
         latent_shape,
         {
-            segment: {frame: z_BCHW.to(model.device) for frame, z_BCHW in latents.items()}
+            segment: {frame: z_BCHW.to(device) for frame, z_BCHW in latents.items()}
             for segment, latents in given.items()
         },
-        model.offload,
+        offload,
     )
 
 
@@ -132,10 +133,11 @@ def _embeddings(model: Model, film: Film) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _texts(
+def read_texts(
     film: Film, network: Network, embeddings: Sequence[Tensor]
 ) -> tuple[tuple[CrossKV, ...], ...]:
-    """For each cue of the script what the branches that are taken here read."""
+    """For each cue of the script what the branches that are taken here read. `embeddings`
+    [J, text_dim]: of the cues and, with guidance, of the negative prompt."""
     read = [
         encode_context(network.params, network.config, [text], engine=network.engine)
         for text in embeddings

@@ -39,7 +39,7 @@ class Offload:
         if kind not in OFFLOADS:
             raise ArgumentError("unknown offload", got=repr(kind), wanted=", ".join(OFFLOADS))
         self.kind, self.device = kind, torch.device(device)
-        self._here: tuple[object, Sequence[BlockParams]] | None = None
+        self._kept: tuple[object, Sequence[BlockParams]] | None = None
 
     def hosts(self, branch: int) -> bool:
         """Whether the cache of a branch of guidance, from 0, lives in the host's memory."""
@@ -52,25 +52,29 @@ class Offload:
 
     def place_dit(self, params: DiTParams) -> DiTParams:
         """The transformer with every part where it lives."""
-        placed = self.here(replace(params, blocks=()))
-        blocks = self.here(params.blocks) if self.kind == "none" else self._host(params.blocks)
-        return replace(placed, blocks=blocks)
+        blocks = self._here(params.blocks) if self.kind == "none" else self._host(params.blocks)
+        return replace(self._here(replace(params, blocks=())), blocks=blocks)
 
     def place_vae(self, params: VAEParams) -> VAEParams:
         """The VAE where it lives."""
-        return self.here(params) if self.kind == "none" else self._host(params)
+        return self._here(params) if self.kind == "none" else self._host(params)
 
     def place_text(self, params: TextParams) -> TextParams:
         """The text encoder with every part where it lives; its last norm tells the device."""
-        return replace(params, norm=self.here(params.norm)) if self.hosts_text else params
-
-    def here(self, tree: Tree) -> Tree:
-        """A tree on the device; itself if it is there."""
-        return tree_map(lambda leaf: leaf.to(self.device), tree)
+        return replace(params, norm=self._here(params.norm)) if self.hosts_text else params
 
     def make_room(self) -> None:
         """Takes from the device what comes again with the next pass."""
-        self._here = None
+        self._kept = None
+
+    def brought_vae(self, params: VAEParams) -> VAEParams:
+        """The VAE on the device, with room made for what it computes."""
+        self.make_room()
+        if self.kind == "none":
+            return params
+        copy = _empty(params, self.device)
+        _copy(params, copy)
+        return copy
 
     def text_walk(self, blocks: Sequence[TextBlock]) -> Iterator[TextBlock]:
         """The `walk` of `encode_text`."""
@@ -111,13 +115,17 @@ class Offload:
 
     def _brought(self, blocks: Sequence[BlockParams]) -> Sequence[BlockParams]:
         """The blocks on the device, for as long as there is room."""
-        if self._here is None or self._here[0] is not blocks:
+        if self._kept is None or self._kept[0] is not blocks:
             self.make_room()
             copies = [_empty(block, self.device) for block in blocks]
             for block, copy in zip(blocks, copies, strict=True):
                 _copy(block, copy)
-            self._here = blocks, copies
-        return self._here[1]
+            self._kept = blocks, copies
+        return self._kept[1]
+
+    def _here(self, tree: Tree) -> Tree:
+        """A tree on the device; itself if it is there."""
+        return tree_map(lambda leaf: leaf.to(self.device), tree)
 
     def _host(self, tree: Tree) -> Tree:
         """A tree in the host's memory, pinned where a GPU copies from it."""
@@ -158,8 +166,11 @@ def _in_turn(
         if aside is None or main is None:
             return fetch(index), None
         aside.wait_stream(main)
+        ready = torch.cuda.Event()
         with torch.cuda.stream(aside):
-            return fetch(index), aside.record_event()
+            fetched = fetch(index)
+        ready.record(aside)
+        return fetched, ready
 
     coming = ordered(0) if count else None
     try:
@@ -201,6 +212,8 @@ def _empty(tree: Tree, device: torch.device) -> Tree:
 def _copy(source: object, target: object, rows: Sequence[slice] | None = None) -> None:
     """Copies tensors into those of an equal tree, or only these `rows` of keys and values."""
     for x, into in zip(to_flat(source).values(), to_flat(target).values(), strict=True):
+        if into.is_meta:
+            return  # there is nothing in them
         if rows is None:
             into.copy_(x, non_blocking=True)
             continue
