@@ -25,7 +25,7 @@ from mmpl.wan.offload import Offload
 from mmpl.wan.params import Shapes, to_flat
 from mmpl.wan.text import encode_text, text_from_flat, text_shapes
 
-META = torch.device("meta")
+META = "meta"
 SPARE = 0.08  # of a device's free memory, left for what is not counted
 _DECODED = 3  # latent frames, after which the decoder's memory no longer grows
 _LAYERS = 2  # of the transformer that are run: all take the same, and no more than two are copied
