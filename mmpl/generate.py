@@ -25,7 +25,6 @@ from mmpl.checkpoint.bundle import Model
 from mmpl.checkpoint.bundle import load_model as load_model
 from mmpl.checkpoint.bundle import model_from_state_dicts as model_from_state_dicts
 from mmpl.film import runtime
-from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.exchange import LEADER, GroupExchange, agreed, in_touch
 from mmpl.film.given import Given, check_given, encode_pictures
 from mmpl.film.job import settings_of
@@ -36,7 +35,6 @@ from mmpl.film.runtime import (
     Frames,
     Made,
     Progress,
-    Studio,
     carry_out,
     nothing_finished,
 )
@@ -44,16 +42,13 @@ from mmpl.film.settings import Film, Request, resolve
 from mmpl.film.store import Store
 from mmpl.film.storyboard import Planned, Plans, Still, stills_of
 from mmpl.film.storyboard import read_plan as read_plan
+from mmpl.film.studio import Studio, open_studio
 from mmpl.film.team import ALONE, Team, form_team
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
 from mmpl.layout.work import Task, Work, plan_work
 from mmpl.wan.attention import resolve_attention
-from mmpl.wan.dit import CrossKV, Engine, encode_context
 from mmpl.wan.dit_params import compute_dtype, quantised_kind
-from mmpl.wan.flow import schedule
-from mmpl.wan.text import encode_prompts
-from mmpl.wan.ulysses import Ulysses
 
 __all__ = [
     "Film",
@@ -184,7 +179,7 @@ def generate(
         if ranks is not None:
             branches = 1 if film.guidance_scale == 1.0 else 2
             team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
-        studio, attention = _studio(model, film, attention, team, wanted.given)
+        studio, attention = open_studio(model, film, attention, team, wanted.given)
         yield Started(film, attention)
 
         work = film.work
@@ -215,23 +210,22 @@ def pinned(model: Model, request: Request, pictures: Pictures) -> Pinned:
     """
     request = with_pictures(request, film_of(model, request), pictures, model.defaults.layout_i2v)
     film = film_of(model, request)
-    return Pinned(request, encode_pictures(model.vae, model.vae_config, film, pictures))
+    return Pinned(request, encode_pictures(model.vae_here(), model.vae_config, film, pictures))
 
 
 def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
     """A still of each keyframe of a segment that the film shows and no segment before it has."""
-    return stills_of(model.vae, model.vae_config, film, planned)
+    return stills_of(model.vae_here(), model.vae_config, film, planned)
 
 
 def job_of(model: Model, film: Film, attention: str = "auto") -> dict[str, dict[str, object]]:
     """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
     compute, kind = compute_dtype(model.dit), quantised_kind(model.dit)
-    device = model.dit.head.head.weight.device
     machine = {
-        "device": device.type,
+        "device": model.device.type,
         "dtype": str(compute).removeprefix("torch."),
         "quantize": kind or "none",
-        "attention": resolve_attention(attention, device, compute)[0],
+        "attention": resolve_attention(attention, model.device, compute)[0],
         "threads": torch.get_num_threads(),
     }
     return {
@@ -281,7 +275,7 @@ def _carried_out(
         shape = studio.latent_shape
         exchange = GroupExchange(ranks.group, team, studio.film, plan, shape, on_wait=ranks.on_wait)
     finished = nothing_finished if store is None else store.get
-    beside = studio.device.type == "cuda"
+    beside = studio.device.type == "cuda" and studio.beside
     events = carry_out(
         studio, plan, team.index, exchange, finished, decodes=team.leads, beside=beside
     )
@@ -296,58 +290,6 @@ def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.
         if isinstance(event, Made) and event.z_BCTHW is not None:
             store.put(event.task, event.z_BCTHW)
         yield event
-
-
-def _studio(
-    model: Model, film: Film, attention: str, team: Team, given: Given
-) -> tuple[Studio, str]:
-    """The model made ready for one film, and the attention backend that was taken."""
-    device = model.dit.head.head.weight.device
-    compute = compute_dtype(model.dit)
-    attention, backend = resolve_attention(attention, device, compute)
-    ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
-    engine = Engine(attention=backend, ulysses=ulysses)
-    network = Network(model.dit, model.dit_config, engine, team.pair)
-    stride = model.vae_config.spatial_stride
-    latent_shape = (model.vae_config.z_dim, film.height // stride, film.width // stride)
-    texts = _texts(model, film, network)
-    studio = Studio(
-        film,
-        network,
-        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
-        texts,
-        open_context(network, film.layout, texts[0], latent_size=latent_shape[1:], device=device),
-        model.vae,
-        model.vae_config,
-        latent_shape,
-        device,
-        {
-            segment: {frame: z_BCHW.to(device) for frame, z_BCHW in latents.items()}
-            for segment, latents in given.items()
-        },
-    )
-    return studio, attention
-
-
-@torch.no_grad()
-def _texts(model: Model, film: Film, network: Network) -> tuple[tuple[CrossKV, ...], ...]:
-    """For each cue of the script its prompt and, with guidance, the negative one, as the branches
-    that are taken here read them."""
-    prompts = [cue.prompt for cue in film.script]
-    if film.guidance_scale != 1.0:
-        prompts.append(film.negative_prompt)
-    embeddings = encode_prompts(
-        model.text, model.text_config, model.tokenizer, prompts, model.dit_config.text_len
-    )
-    read = [
-        encode_context(model.dit, model.dit_config, [text], engine=network.engine)
-        for text in embeddings
-    ]
-    cues, negative = read[: len(film.script)], read[len(film.script) :]
-    branches = [(cue, *negative) for cue in cues]
-    if network.branch is not None:
-        branches = [(both[network.branch],) for both in branches]
-    return tuple(branches)
 
 
 def _costs(film: Film) -> Costs:

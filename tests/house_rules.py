@@ -69,7 +69,7 @@ NO_TORCH = (
 )
 # Imported once all else is checked.
 NEEDS_TORCH = (
-    *("mmpl.cli.make", "mmpl.cli.progress", "mmpl.cli.crew"),
+    *("mmpl.cli.make", "mmpl.cli.memory", "mmpl.cli.progress", "mmpl.cli.crew"),
     *("mmpl.cli.storyboard", "mmpl.cli.report", "mmpl.cli.showing"),
 )
 STARTS_PROCESSES = "mmpl.cli.ranks"  # its own command again

@@ -31,7 +31,9 @@ from mmpl.checkpoint.folder import (
     require_matching,
 )
 from mmpl.checkpoint.frame_rate import fold_frame_rate
-from mmpl.checkpoint.lora import Lora, Merged, merged, read_lora, with_loras
+from mmpl.checkpoint.lora import Lora, merged, read_lora, with_loras
+from mmpl.checkpoint.model import Encoders as Encoders
+from mmpl.checkpoint.model import Model as Model
 from mmpl.checkpoint.names import Kind, official
 from mmpl.checkpoint.quantised import companion, weight_shapes
 from mmpl.checkpoint.read import digest, read_state_dict, require_plain
@@ -40,9 +42,9 @@ from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
-from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
-from mmpl.wan.dit_params import DiTParams, dit_cast, dit_from_flat, dit_quantised, dit_shapes
-from mmpl.wan.ops import natural_precision
+from mmpl.wan.config import DiTConfig
+from mmpl.wan.dit_params import DiTParams, dit_from_flat, dit_held, dit_shapes
+from mmpl.wan.offload import Offload
 from mmpl.wan.params import Shapes, check_shapes, to_flat, tree_map
 from mmpl.wan.text import TextParams, text_from_flat, text_shapes
 from mmpl.wan.tokenizer import Tokenizer
@@ -71,35 +73,6 @@ _SHAPES: dict[Kind, Callable[[Any], Shapes]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """All that is needed to make films. `digests` tell its weights and tokenizer from others';
-    `loras` is what was merged into the transformer."""
-
-    dit: DiTParams
-    dit_config: DiTConfig
-    vae: VAEParams
-    vae_config: VAEConfig
-    text: TextParams
-    text_config: TextConfig
-    tokenizer: Tokenizer
-    defaults: Defaults
-    digests: Mapping[str, str]
-    loras: tuple[Merged, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoders:
-    """A model without its transformer: what makes latents of pixels and embeddings of texts."""
-
-    vae: VAEParams
-    vae_config: VAEConfig
-    text: TextParams
-    text_config: TextConfig
-    tokenizer: Tokenizer
-    digests: Mapping[str, str]
-
-
 def load_model(
     folder: str | Path | ModelFolder,
     *,
@@ -109,6 +82,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     device: torch.device | str = "cpu",
+    offload: str = "none",
 ) -> Model:
     """The model of an mmpl bundle or of Wan weights in any folder that `check_folder` reads, or
     that it has read. Raises CheckpointError.
@@ -120,8 +94,11 @@ def load_model(
     default as stored; its other weights are then held in float32 or better. The VAE is held in
     float32, the text encoder as stored. What a file holds in 8 bits becomes bfloat16 first.
     `quantize`, fp8 or int8: the matrices of the transformer's blocks are held in it; those that
-    are stored so stay as they are, unless something is merged into them.
+    are stored so stay as they are, unless something is merged into them. `offload`, none, model or
+    block: what lives in the host's memory until `device` needs it, see `mmpl.wan.offload`; it
+    changes no result. Raises ArgumentError for another.
     """
+    residence = Offload(offload, device)
     found = _found(folder, checkpoint)
     files_of = [*((lora.path, lora.strength) for lora in found.loras), *loras]
     read = [(read_lora(path), strength) for path, strength in files_of]
@@ -132,9 +109,9 @@ def load_model(
         found.defaults,
         digests,
         read,
+        residence,
         dtype=dtype,
         quantize=quantize,
-        device=device,
     )
 
 
@@ -200,9 +177,9 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
         defaults or Defaults(),
         _digests(parts, tokenizer_json),
         loras,
+        Offload("none", device),
         dtype=dtype,
         quantize=quantize,
-        device=device,
     )
 
 
@@ -321,33 +298,29 @@ def _model(
     defaults: Defaults,
     digests: Mapping[str, str],
     loras: Sequence[tuple[Lora, float]],
+    offload: Offload,
     *,
     dtype: torch.dtype | None,
-    device: torch.device | str,
     quantize: str | None = None,
 ) -> Model:
     """Checks the parts against each other and puts them together."""
     dit, vae, text = (parts[part] for part in PARTS)
     configs = Configs(dit.config, vae.config, text.config)
     require_matching(configs, defaults, where=dit.where)
-    encoders = _encoders(parts, tokenizer, digests, device)
+    encoders = _encoders(parts, tokenizer, digests)
     flat, merges = merged(dit.flat, loras)
-    tree = dit_from_flat(flat, dit.config)
-    if quantize is not None:
-        tree = dit_quantised(tree, quantize)
-    if dtype is not None:
-        tree = dit_cast(tree, natural_precision(dtype))
     return Model(
-        dit=tree_map(lambda leaf: leaf.to(device), tree),
+        dit=offload.place_dit(dit_held(dit_from_flat(flat, dit.config), dtype, quantize)),
         dit_config=dit.config,
-        vae=encoders.vae,
+        vae=offload.place_vae(encoders.vae),
         vae_config=encoders.vae_config,
-        text=encoders.text,
+        text=offload.place_text(encoders.text),
         text_config=encoders.text_config,
         tokenizer=tokenizer,
         defaults=defaults,
         digests=with_loras(digests, loras),
         loras=merges,
+        offload=offload,
     )
 
 
@@ -355,8 +328,9 @@ def _encoders(
     parts: Mapping[Kind, Part],
     tokenizer: Tokenizer,
     digests: Mapping[str, str],
-    device: torch.device | str,
+    device: torch.device | str | None = None,
 ) -> Encoders:
+    """Both as they are held, on `device` or where they are."""
     vae, text = parts["vae"], parts["text"]
     if tokenizer.vocab_size > text.config.vocab_size:
         raise CheckpointError(

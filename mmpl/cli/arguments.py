@@ -17,7 +17,7 @@ from mmpl.errors import ArgumentError
 from mmpl.film.script import joined
 from mmpl.layout.presets import PRESETS
 from mmpl.layout.timeline import MODES, ORDERS, SEEDINGS
-from mmpl.wan.choices import BACKENDS, NOISE_MODES, QUANTISED, SOLVERS
+from mmpl.wan.choices import BACKENDS, NOISE_MODES, OFFLOADS, QUANTISED, SOLVERS
 
 REVISE = ("reroll", "extend")  # verbs that change a job before they go on with it
 GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
@@ -25,6 +25,7 @@ VERBS = (*GO_ON, "plan", "inspect", "convert")
 ATTENTION = ("auto", *BACKENDS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("none", *QUANTISED)
+OFFLOAD = ("auto", *OFFLOADS)
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 FILM, SAMPLING, PLANNING = "film", "sampling", "planning"
@@ -238,6 +239,11 @@ FLAGS = (
     Flag(
         "quantize", MACHINE, "NAME", "hold the transformer's matrices in 8 bits, which halves its "
         "memory and changes the film: " + ", ".join(QUANTIZE), **one_of(*QUANTIZE), default="none",
+    ),
+    Flag(
+        "offload", MACHINE, "NAME", "keep parts of the model in the host's memory until the GPU "
+        "needs them, slower but the same film: " + ", ".join(OFFLOAD), **one_of(*OFFLOAD),
+        default="auto: the least that fits the GPU's free memory",
     ),
     Flag(
         "attention", MACHINE, "NAME", ", ".join(ATTENTION), **one_of(*ATTENTION), default="auto",

@@ -95,10 +95,16 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
     )
 
 
-def show(plan: Plan, settings: Mapping[str, Any], console: Console) -> None:
-    """Prints the prediction: JSON on stdout with --json, else a table and a Gantt chart."""
+def show(
+    plan: Plan,
+    settings: Mapping[str, Any],
+    console: Console,
+    memory: Mapping[str, float],
+) -> None:
+    """Prints the prediction: JSON on stdout with --json, else a table and a Gantt chart. `memory`:
+    what is known of the memory that each process takes."""
     choice = predict(plan)
-    numbers = _numbers(plan, choice)
+    numbers = {**_numbers(plan, choice), **memory}
     if "gantt" in settings:
         _write_chart(settings["gantt"], choice.timeline)
         console.say(f"chart written to {settings['gantt']}")

@@ -123,12 +123,13 @@ def _check_job(folder: str, words: list[str]) -> None:
 
 def _predict(settings: Mapping[str, Any], console: Console) -> int:
     """What the film would take; a prompt and a seed do not matter."""
-    from mmpl.cli import dry_run
+    from mmpl.cli import dry_run, memory  # torch comes with it
 
     request = job.request_of({"prompt": "any", **settings}, 0)
     folder, _ = model_folder(settings)
     film = job.film_for(request, folder)
-    dry_run.show(dry_run.plan_of(film, folder, settings), settings, console)
+    plan = dry_run.plan_of(film, folder, settings)
+    dry_run.show(plan, settings, console, memory.peaks(folder.configs, film, settings))
     return 0
 
 

@@ -181,11 +181,14 @@ def _require_own(folder: Path, film: Film, settings: Settings) -> None:
 
 
 def _machine_of(settings: Settings) -> dict[str, Any]:
-    """The settings of the machine that are given, and not left to be found out."""
+    """The settings of the machine that are given, not left to be found out, and change a film."""
     return {
         name: value
         for name, value in settings.items()
-        if name in BY_NAME and BY_NAME[name].group == MACHINE and value != "auto"
+        if name in BY_NAME
+        and BY_NAME[name].group == MACHINE
+        and value != "auto"
+        and name != "offload"
     }
 
 

@@ -19,6 +19,7 @@ from mmpl import __version__
 from mmpl.checkpoint.recognise import TRAINING
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
+from mmpl.cli.memory import offload_for
 from mmpl.cli.model import PARTS, from_anywhere
 from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
@@ -91,7 +92,8 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     dtype = _dtype(order.machine["dtype"], device)
     attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
     weights = Unchanged(order.folder)
-    model = _model(order, device, getattr(torch, dtype), shelf)
+    offload = offload_for(order, device, getattr(torch, dtype), console)
+    model = _model(order, device, getattr(torch, dtype), offload, shelf)
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
@@ -141,13 +143,17 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     return {"load": loaded} | progress.meter.seconds, engine
 
 
-def _model(order: Order, device: torch.device, dtype: torch.dtype, shelf: Shelf) -> Model:
+def _model(
+    order: Order, device: torch.device, dtype: torch.dtype, offload: str, shelf: Shelf
+) -> Model:
     files = tuple(os.path.abspath(path) for path in order.folder.files.values())
     quantize = None if order.machine["quantize"] == "none" else order.machine["quantize"]
-    wanted = files, order.folder.loras, device, dtype, quantize
+    wanted = files, order.folder.loras, device, dtype, quantize, offload
     if wanted not in shelf:
         shelf.clear()  # before another is loaded: there may be room for one alone
-        shelf[wanted] = load_model(order.folder, dtype=dtype, quantize=quantize, device=device)
+        shelf[wanted] = load_model(
+            order.folder, dtype=dtype, quantize=quantize, device=device, offload=offload
+        )
     return shelf[wanted]
 
 
@@ -160,7 +166,7 @@ def _given(order: Order, model: Model) -> Given:
         found = order.pictures or load_pictures(order.inputs, film)[0]
         request = with_pictures(order.request, film, found, film.layout.name)
         require_recorded(request.given, pins_text(film.pins), order.inputs)
-        given = encode_pictures(model.vae, model.vae_config, film, found)
+        given = encode_pictures(model.vae_here(), model.vae_config, film, found)
         if folder is not None and order.leads:
             named = {pin: given[pin.segment][pin.latent].cpu().numpy() for pin in film.pins}
             write_given(folder, named)
@@ -223,6 +229,8 @@ def _again(order: Order, engine: Mapping[str, Any]) -> str:
     words = f"resume {shlex.quote(order.job_dir or '')} --overwrite"
     if not any(pin.is_kept for pin in order.film.pins):  # those are in the job folder alone
         taken = {name: value for name, value in engine.items() if value != "none"}
+        if order.machine["offload"] != "auto":
+            taken["offload"] = order.machine["offload"]
         rest = {**order.inputs, **order.model, **taken}
         words = command(order.film, order.folder.defaults, rest, order.output)
     return f"{order.program} {words}"

@@ -99,7 +99,7 @@ def entered(context: Context, window: Window, number: int, newest: int | None = 
     final = frozenset(read).difference(range(*step.write))
     return replace(
         context,
-        slots=SlotPlan(tuple(range(window.frames)), (step,)),
+        slots=SlotPlan(tuple(range(window.frames)), (step,), window.frames),
         branches=tuple(
             replace(branch, cache=replace(branch.cache, committed=final))
             for branch in context.branches
@@ -114,7 +114,7 @@ def rolled(
 
     `rerotate`: whether the sink's keys move along with the window.
     """
-    context, network = stage.context(window.layout), stage.network
+    context, network = stage.context(window.layout, window.frames), stage.network
     last, sink = window.chunks(latents) - 1, ()
     for number in range(last + 1):
         group = window.group(number)

@@ -97,10 +97,17 @@ class Stage:
         """Denoising steps of every latent frame."""
         return len(self.sampler.schedule.timesteps)
 
-    def context(self, layout: Layout) -> Context:
-        """An empty cache for the frames of `layout`, for each branch of guidance."""
-        size = self.latent_shape[1:]
-        return open_context(self.network, layout, self.texts, latent_size=size, device=self.device)
+    def context(self, layout: Layout, stored: int | None = None) -> Context:
+        """An empty cache for the frames of `layout`, for each branch of guidance, with memory for
+        `stored` of them where the layout does not say."""
+        return open_context(
+            self.network,
+            layout,
+            self.texts,
+            latent_size=self.latent_shape[1:],
+            device=self.device,
+            stored=stored,
+        )
 
     def noise(self, frames: Iterable[int], segment: int = 0) -> Tensor:
         """What latent `frames` are denoised from, z_BCTHW."""
@@ -173,12 +180,17 @@ def branches_of(film: Film) -> int:
 @torch.no_grad()
 def open_stage(model: Model, film: Film) -> Stage:
     """The model made ready for `film`, on the device of its weights."""
-    device = model.dit.head.head.weight.device
-    compute = compute_dtype(model.dit)
-    engine = Engine(attention=resolve_attention("auto", device, compute)[1])
+    device = model.device
+    backend = resolve_attention("auto", device, compute_dtype(model.dit))[1]
+    engine = Engine(attention=backend, walk=model.offload.walk)
     prompts = [film.prompt, film.negative_prompt][: branches_of(film)]
     embeddings = encode_prompts(
-        model.text, model.text_config, model.tokenizer, prompts, model.dit_config.text_len
+        model.text,
+        model.text_config,
+        model.tokenizer,
+        prompts,
+        model.dit_config.text_len,
+        walk=model.offload.text_walk,
     )
     stride = model.vae_config.spatial_stride
     return Stage(
@@ -189,7 +201,7 @@ def open_stage(model: Model, film: Film) -> Stage:
             encode_context(model.dit, model.dit_config, [text], engine=engine)
             for text in embeddings
         ),
-        model.vae,
+        model.vae_here(),
         model.vae_config,
         (model.vae_config.z_dim, film.height // stride, film.width // stride),
         device,

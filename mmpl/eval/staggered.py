@@ -174,7 +174,7 @@ class Pipeline:
         """At least `latents` latent frames [B, C, H, W] in order, in whole chunks."""
         window, network = self.window, stage.network
         times, count = stage.sampler.schedule.timesteps, window.chunks(latents)
-        context = stage.context(window.layout)
+        context = stage.context(window.layout, window.frames)
         begun: dict[int, Block] = {}
         for tick in timetable(count, stage.steps, -(-stage.steps // self.at_once)):
             newest = tick[-1][0]

@@ -7,7 +7,7 @@ cache. Source: paper 3.1-3.2 and the order of the released inference code.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,19 +85,24 @@ def open_context(
     latent_size: tuple[int, int],
     batch: int = 1,
     device: torch.device | str = "cpu",
+    stored: int | None = None,
+    hosts: Callable[[int], bool] = lambda branch: False,
 ) -> Context:
-    """An empty context with one branch per text. `latent_size`: rows and columns of the latent."""
+    """An empty context with one branch per text. `latent_size`: rows and columns of the latent.
+    `stored`: how many slots have memory, by default as many as the layout needs. `hosts`: whether
+    the cache of a branch, from 0, is in the host's memory."""
     slots = slot_plan(layout)
     branches = []
-    for text in texts:
+    for index, text in enumerate(texts):
         cache = kv_allocate(
             network.config,
             batch=batch,
-            slots=slots.slots,
+            slots=slots.stored if stored is None else stored,
             frame_tokens=network.config.frame_tokens(*latent_size),
             ranks=network.engine.ranks,
             dtype=text.k_IBJNK.dtype,
             device=device,
+            hosted=hosts(index),
         )
         branches.append(Branch(text, cache))
     return Context(slots, tuple(branches))
@@ -125,7 +130,8 @@ def commit(network: Network, context: Context, group: Group, z_BCTHW: Tensor) ->
     Whoever needs a group's context gets the same bits from this pass, wherever it runs.
     """
     velocities(network, context, group, z_BCTHW, 0.0)
-    written = range(*context.slots.pass_of(group.name).write)
+    step = context.slots.pass_of(group.name)
+    written = range(*step.write) if step.write[0] < context.slots.stored else ()
     return replace(
         context,
         branches=tuple(replace(b, cache=kv_commit(b.cache, written)) for b in context.branches),
@@ -178,7 +184,10 @@ def place(network: Network, context: Context, group: Group, x_BCTHW: Tensor) -> 
     _, patch_height, patch_width = network.config.patch_size
     rows, columns = height // patch_height, width // patch_width
     table = rope_table(network.config, plan.frames, rows, columns, device=device)
-    view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    if plan.write[0] < context.slots.stored:
+        view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
+    else:  # of a group that has no memory of its own: the same keys in the same order
+        view = SlotView(write=None, read=(plan.read[0], plan.write[0]))
     frames = Positions(plan.frames, slots=view, rope_L1C2=table)
     if plan.frames == group.frames:
         return Placed(frames, None, None)

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from mmpl.film.denoise import Context, commit, reset
 from mmpl.film.exchange import gathered
-from mmpl.film.runtime import Studio
 from mmpl.film.settings import Film
+from mmpl.film.studio import Studio
 from mmpl.film.team import Team
 from mmpl.layout.layout import Group
 from mmpl.layout.mesh import Mesh
@@ -89,8 +89,9 @@ def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
     channels, rows, columns = studio.latent_shape
     z_BCTHW = torch.zeros(1, channels, _DECODED, rows, columns, device=studio.device)
     start_s = _now_s(studio.device)
-    video_BCFHW, _ = vae.decode(studio.vae, studio.vae_config, z_BCTHW)
-    return [*seconds, (_now_s(studio.device) - start_s) / video_BCFHW.shape[2]]
+    videos = vae.decode_each(studio.vae_here(), studio.vae_config, z_BCTHW.split(1, 2))
+    frames = sum(video_BCFHW.shape[2] for video_BCFHW in videos)
+    return [*seconds, (_now_s(studio.device) - start_s) / frames]
 
 
 def _pass_s(studio: Studio, context: Context, group: Group) -> tuple[Context, float]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmpl.errors import NumericError, SchedulingError
-from mmpl.film.denoise import Context, Network, Sampler, commit, reset
+from mmpl.film.denoise import Context, commit, reset
 from mmpl.film.segment import (
     Latents,
     Step,
@@ -31,37 +31,12 @@ from mmpl.film.segment import (
     stack,
 )
 from mmpl.film.settings import Film
-from mmpl.layout.given import GIVEN, with_given
-from mmpl.layout.layout import Layout
+from mmpl.film.studio import Studio
+from mmpl.layout.given import GIVEN
 from mmpl.layout.schedule import Operation, Schedule
 from mmpl.layout.work import SEEDS, Task
 from mmpl.media.video import to_uint8
 from mmpl.wan import vae
-from mmpl.wan.config import VAEConfig
-from mmpl.wan.dit import CrossKV
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Studio:
-    """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
-    the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
-    (channels, rows, columns). `given`: for each segment with pins its latents that are not made.
-    """
-
-    film: Film
-    network: Network
-    sampler: Sampler
-    texts: tuple[tuple[CrossKV, ...], ...]
-    context: Context
-    vae: vae.VAEParams
-    vae_config: VAEConfig
-    latent_shape: tuple[int, int, int]
-    device: torch.device
-    given: Mapping[int, Latents]
-
-    def layout_of(self, segment: int) -> Layout:
-        """The layout of a segment, with what is given in it."""
-        return with_given(self.film.layout, self.given.get(segment, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +174,14 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
     """The frames the film shows of a segment, piece by piece in constant memory."""
     film, config = studio.film, studio.vae_config
     start, stop = film.kept(segment)
-    needed = sorted(latents)[: config.latent_frames(stop - 1 + config.temporal_stride)]
-    step = vae.latents_at_once(config, 1, film.height, film.width)
-    state, frame = None, 0
-    for piece in (needed[at : at + step] for at in range(0, len(needed), step)):
+    wanted = (stack(latents, piece).float() for piece in studio.pieces(segment))
+    videos = vae.decode_each(studio.vae_here(), config, wanted)
+    frame = 0
+    while frame < stop:
         with torch.no_grad():
-            z_BCTHW = stack(latents, piece).float()
-            video_BCFHW, state = vae.decode(studio.vae, config, z_BCTHW, state)
+            video_BCFHW = next(videos, None)
+        if video_BCFHW is None:
+            return
         kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
         if kept_CFHW.shape[1]:
             first = film.first_frame(segment) + max(0, frame - start)
@@ -315,7 +291,7 @@ def _make(
 
 def _hand_over(studio: Studio, segment: int, latents: Latents) -> Tensor:
     try:
-        seeds = hand_over(studio.vae, studio.vae_config, studio.film.chain, latents)
+        seeds = hand_over(studio.vae_here(), studio.vae_config, studio.film.chain, latents)
     except NumericError as error:
         raise _of_segment(error, segment) from error
     return stack(seeds, sorted(seeds))

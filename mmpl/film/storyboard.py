@@ -107,15 +107,11 @@ def stills_of(
 ) -> Iterator[Still]:
     """A still of each keyframe of a segment that the film shows and no segment before it has.
 
-    The first of the segment is decoded for the decoder's history, and each other keyframe twice
-    behind it, whose last pixel frame is taken.
+    Each costs a decode of three latent frames: the first of the segment, for the decoder's
+    history, and the keyframe twice, whose last pixel frame is taken.
     """
-    device = params.conv1.weight.device
-    z_BCTHW = stack(planned.latents, (0,)).float().to(device)
-    first_BCFHW, history = vae.decode(params, config, z_BCTHW)
     for latent, frame in _shown(film, planned.segment, planned.latents):
-        video_BCFHW = first_BCFHW
-        if latent:
-            z_BCTHW = stack(planned.latents, (latent, latent)).float().to(device)
-            video_BCFHW, _ = vae.decode(params, config, z_BCTHW, history)
+        history = (0, latent, latent) if latent else (0,)
+        z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
+        video_BCFHW, _ = vae.decode(params, config, z_BCTHW)
         yield Still(planned.segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])

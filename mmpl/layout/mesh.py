@@ -152,8 +152,8 @@ def stage_costs(
 
 
 def rank_bytes(layout: Layout, sizes: Sizes, mesh: Mesh, branches: int) -> float:
-    """Memory of one rank: all weights, and its share of the keys and values of all slots."""
-    tokens = slot_plan(layout).slots * sizes.frame_tokens
+    """Memory of one rank: all weights, and its share of the keys and values that are kept."""
+    tokens = slot_plan(layout).stored * sizes.frame_tokens
     both = 2 * tokens * sizes.dim * sizes.layers * HALF  # keys and values
     return sizes.weight_bytes + both * branches / mesh.cfg / mesh.ulysses
 

@@ -34,10 +34,13 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
-    """`order[slot]` is the latent frame in that slot; one pass per group, in layout order."""
+    """`order[slot]` is the latent frame in that slot; one pass per group, in layout order. Only
+    the first `stored` slots need memory: those behind are of a group that nobody looks back at and
+    that reads itself last, so it can do with its own keys and values as it has them."""
 
     order: tuple[int, ...]
     passes: tuple[Pass, ...]
+    stored: int
 
     @property
     def slots(self) -> int:
@@ -74,7 +77,16 @@ def slot_plan(layout: Layout) -> SlotPlan:
             orders = narrower
     order = tuple(frame for index in first_order(orders) for frame in atoms[index])
     slot = {frame: index for index, frame in enumerate(order)}
-    return SlotPlan(order, tuple(_pass(group, slot) for group in layout.groups))
+    passes = tuple(_pass(group, slot) for group in layout.groups)
+    return SlotPlan(order, passes, _stored(layout, passes))
+
+
+def _stored(layout: Layout, passes: tuple[Pass, ...]) -> int:
+    """All slots, less those of a last group that no other reads."""
+    kept = {group.name for group in committed(layout)}
+    last = max(passes, key=lambda step: step.write[1])
+    alone = last.group not in kept and last.gather is None
+    return last.write[0] if alone else last.write[1]
 
 
 def _atoms(layout: Layout) -> list[tuple[int, ...]]:

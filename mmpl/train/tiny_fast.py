@@ -204,7 +204,14 @@ def draw_of(model: Model) -> Draw:
 @torch.no_grad()
 def _texts(model: Model, prompts: list[str]) -> list[Tensor]:
     length = model.dit_config.text_len
-    return encode_prompts(model.text, model.text_config, model.tokenizer, prompts, length)
+    return encode_prompts(
+        model.text,
+        model.text_config,
+        model.tokenizer,
+        prompts,
+        length,
+        walk=model.offload.text_walk,
+    )
 
 
 def _made_by(model: Model) -> dict[str, str]:

@@ -33,13 +33,15 @@ class KVCache:
     """Preallocated keys and values [layer, batch, slot * frame_tokens, head, head width].
 
     `committed` slots are final and read-only. `kv_commit` and `kv_reset` return a new value over
-    the same storage; that sharing is the one aliasing allowed here.
+    the same storage; that sharing is the one aliasing allowed here. One that is `hosted` lies in
+    the host's memory, and its blocks visit the device one after the other (mmpl/wan/offload.py).
     """
 
     k_IBSNK: Tensor
     v_IBSNK: Tensor
     frame_tokens: int
     committed: frozenset[int] = frozenset()
+    hosted: bool = False
 
     @property
     def slots(self) -> int:
@@ -86,16 +88,20 @@ def kv_allocate(
     ranks: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    hosted: bool = False,
 ) -> KVCache:
     """An empty cache for `slots` latent frames of `frame_tokens` tokens each.
 
     `dtype` is the compute format of the passes that will use it (`Precision.compute`). Of
-    `ranks` that share the passes each keeps its own heads.
+    `ranks` that share the passes each keeps its own heads. A `hosted` one for passes on a GPU lies
+    in pinned memory of the host.
     """
     heads = config.num_heads // ranks
     shape = (config.num_layers, batch, slots * frame_tokens, heads, config.head_dim)
-    k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-    return KVCache(k, v, frame_tokens)
+    pinned = hosted and torch.device(device or "cpu").type == "cuda"
+    place = torch.device("cpu") if pinned else device
+    k, v = (torch.zeros(shape, dtype=dtype, device=place, pin_memory=pinned) for _ in range(2))
+    return KVCache(k, v, frame_tokens, hosted=hosted)
 
 
 def kv_write_(layer: LayerKV, k_BLNK: Tensor, v_BLNK: Tensor, rows: Rows) -> None:

@@ -15,5 +15,8 @@ NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 BACKENDS = ("flash3", "cudnn", "flash2", "sdpa")
 """Of `mmpl.wan.attention`, fastest first on Hopper cards."""
 
+OFFLOADS = ("none", "model", "block")
+"""Of `mmpl.wan.offload`, from the fastest to the one that takes least memory."""
+
 QUANTISED = ("fp8", "int8")
 """Of `mmpl.wan.quantise`."""

@@ -7,8 +7,9 @@ carry the official key names. Knows nothing of groups, samplers or films.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,8 @@ from mmpl.wan.cache import KVCache, LayerKV, Rows, SlotView, check_view, read_ro
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit_block import BlockFn, Shared, TextFn, text_kv
 from mmpl.wan.dit_block import block as block
+from mmpl.wan.dit_params import BlockParams, HeadParams, compute_dtype
 from mmpl.wan.dit_params import DiTParams as DiTParams
-from mmpl.wan.dit_params import HeadParams, compute_dtype
 from mmpl.wan.dit_params import dit_cast as dit_cast
 from mmpl.wan.dit_params import dit_from_flat as dit_from_flat
 from mmpl.wan.dit_params import dit_shapes as dit_shapes
@@ -86,18 +87,41 @@ class Time:
 # ------------------------------------------------------------------------------- whole network
 
 
+class Walk(Protocol):
+    """The way through the blocks of a pass: each with its part of the cache, where there is one,
+    both on the device by the time they are given. `write`, `read`: the cache's rows of the pass."""
+
+    def __call__(
+        self,
+        blocks: Sequence[BlockParams],
+        cache: KVCache | None,
+        write: slice | None,
+        read: Rows | None,
+        /,
+    ) -> Iterator[tuple[BlockParams, LayerKV | None]]: ...
+
+
+def in_place(
+    blocks: Sequence[BlockParams], cache: KVCache | None, write: slice | None, read: Rows | None
+) -> Iterator[tuple[BlockParams, LayerKV | None]]:
+    """The walk through what is on the device already."""
+    for index, block_params in enumerate(blocks):
+        yield block_params, None if cache is None else cache.layer(index)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """How the arithmetic is done. `precision=None` computes in the format of the stored weights,
     with islands of at least float32. Only `block_fn` and `text_fn` touch what is in a block.
     `ulysses`: the ranks that share every pass; such passes have one timestep for all frames, a
-    cache of a rank's own heads, and no mask."""
+    cache of a rank's own heads, and no mask. `walk` brings the blocks to the device."""
 
     precision: Precision | None = None
     attention: AttentionBackend = sdpa
     block_fn: BlockFn = block
     text_fn: TextFn = text_kv
     ulysses: Ulysses | None = None
+    walk: Walk = in_place
 
     @property
     def ranks(self) -> int:
@@ -128,7 +152,8 @@ def encode_context(
             raise ArgumentError("context is too long", got=len(text), wanted=config.text_len)
     padded = [F.pad(text, (0, 0, 0, config.text_len - len(text))) for text in context]
     y_BJD = text_embedding(params, torch.stack(padded), precision)
-    layers = [engine.text_fn(b, config, y_BJD, precision) for b in params.blocks]
+    walk = engine.walk(params.blocks, None, None, None)
+    layers = [engine.text_fn(b, config, y_BJD, precision) for b, _ in walk]
     k, v = [layer.k_BSNK for layer in layers], [layer.v_BSNK for layer in layers]
     return CrossKV(torch.stack(k), torch.stack(v))
 
@@ -172,8 +197,7 @@ def dit(
         ulysses=engine.ulysses,
         tokens=tokens,
     )
-    for index, block_params in enumerate(params.blocks):
-        cached = None if cache is None else cache.layer(index)
+    for index, (block_params, cached) in enumerate(engine.walk(params.blocks, cache, write, read)):
         text = context.layer(index)
         x_BLD = engine.block_fn(block_params, config, x_BLD, shared, text, cached)
     y_BLC = head(params.head, config, x_BLD, time.e_BTD, precision)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.ops import Precision, cast
+from mmpl.wan.ops import Precision, cast, natural_precision
 from mmpl.wan.params import (
     Linear,
     QuantisedLinear,
@@ -153,6 +153,14 @@ def dit_quantised(params: DiTParams, kind: str) -> DiTParams:
         return tree_map(lambda linear: quantised(linear, kind), stored, leaves=(Linear,))
 
     return replace(params, blocks=tuple(block(stored) for stored in params.blocks))
+
+
+def dit_held(params: DiTParams, dtype: torch.dtype | None, kind: str | None) -> DiTParams:
+    """The same network as a model holds it: its blocks' matrices in 8 bits of `kind`, the rest as
+    products in `dtype` read it; None leaves each as it is stored. Raises ArgumentError."""
+    if kind is not None:
+        params = dit_quantised(params, kind)
+    return params if dtype is None else dit_cast(params, natural_precision(dtype))
 
 
 def compute_dtype(params: DiTParams) -> torch.dtype:

@@ -69,10 +69,11 @@ def fp8_product(params: QuantisedLinear, x: Tensor) -> Tensor:
 
 
 def _in_fp8(params: QuantisedLinear, x: Tensor, dtype: torch.dtype) -> bool:
-    return (
-        x.device.type == "cuda"
-        and dtype is torch.bfloat16
+    fits = (
+        dtype is torch.bfloat16
         and params.weight.dtype is STORED["fp8"]
         and not any(side % _MULTIPLE for side in params.weight.shape)
-        and torch.cuda.get_device_capability(x.device) >= _FP8_PRODUCTS
     )
+    if not fits or x.device.type != "cuda":
+        return fits and x.is_meta  # where memory is planned: this way takes more of it
+    return torch.cuda.get_device_capability(x.device) >= _FP8_PRODUCTS

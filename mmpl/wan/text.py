@@ -7,7 +7,7 @@ Source: Wan2.1 wan/modules/t5.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,9 @@ class TextParams:
     norm: Weight
 
 
+Walk = Callable[[Sequence[TextBlock]], Iterator[TextBlock]]
+
+
 def text_shapes(config: TextConfig) -> Shapes:
     """Shape of every tensor of the encoder, by its official name."""
     dim, inner, hidden = config.dim, config.dim_attn, config.dim_ffn
@@ -86,13 +89,16 @@ def encode_prompts(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     text_len: int,
+    *,
+    walk: Walk = iter,
 ) -> list[Tensor]:
     """One unpadded embedding [J, dim] per prompt: cleaned, cut to `text_len` tokens, encoded.
 
     Each prompt goes through the encoder alone and without pads, so its bits depend on no other
-    prompt. An empty prompt gives one row. Pads never change the rows before them.
+    prompt. An empty prompt gives one row. Pads never change the rows before them. `walk`: see
+    `encode_text`.
     """
-    device = params.token_embedding.weight.device
+    device = params.norm.weight.device
     embeddings = []
     for prompt in prompts:
         ids = tokenizer.encode(clean_prompt(prompt), text_len)
@@ -103,15 +109,24 @@ def encode_prompts(
                 wanted=f"below {config.vocab_size}",
             )
         ids_BJ = torch.tensor([ids], device=device)
-        embeddings.append(encode_text(params, config, ids_BJ, torch.ones_like(ids_BJ))[0])
+        mask_BJ = torch.ones_like(ids_BJ)
+        embeddings.append(encode_text(params, config, ids_BJ, mask_BJ, walk=walk)[0])
     return embeddings
 
 
-def encode_text(params: TextParams, config: TextConfig, ids_BJ: Tensor, mask_BJ: Tensor) -> Tensor:
+def encode_text(
+    params: TextParams,
+    config: TextConfig,
+    ids_BJ: Tensor,
+    mask_BJ: Tensor,
+    *,
+    walk: Walk = iter,
+) -> Tensor:
     """The encoder's output [B, J, dim], in the dtype of the weights.
 
     `mask_BJ` is non-zero at tokens and 0 at pads. The rows of pads are computed too and are not
-    zero: see `zero_pads`.
+    zero: see `zero_pads`. `walk` brings the layers to the device, which is that of the last norm;
+    the table of tokens may lie elsewhere.
     """
     if ids_BJ.ndim != 2 or ids_BJ.shape != mask_BJ.shape:
         raise ArgumentError(
@@ -121,8 +136,9 @@ def encode_text(params: TextParams, config: TextConfig, ids_BJ: Tensor, mask_BJ:
         )
     buckets_JJ = position_buckets(config, ids_BJ.shape[1]).to(ids_BJ.device)
     pad_BNJJ = (mask_BJ == 0)[:, None, None, :]
-    x_BJD = F.embedding(ids_BJ, params.token_embedding.weight)
-    for block in params.blocks:
+    table = params.token_embedding.weight
+    x_BJD = F.embedding(ids_BJ.to(table.device), table).to(ids_BJ.device)
+    for block in walk(params.blocks):
         bias_NJJ = position_bias(block, buckets_JJ)
         # At a pad the bias is replaced, not lowered.
         bias_BNJJ = bias_NJJ[None].masked_fill(pad_BNJJ, torch.finfo(bias_NJJ.dtype).min)

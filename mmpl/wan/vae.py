@@ -10,6 +10,7 @@ Source: Wan2.1 wan/modules/vae.py.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from math import sqrt
 
 import torch
@@ -86,12 +87,14 @@ def decode(
 ) -> tuple[Tensor, State]:
     """Pixels [B, 3, F, H*stride, W*stride] (about [-1, 1], not clamped) and the state.
 
-    Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T.
+    Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T. Who
+    keeps no state given has only one of the two in memory.
     """
     mean, std = _statistics(config, z_BCTHW)
     z_BCTHW = (z_BCTHW / (1 / std) + mean).contiguous(memory_format=_LAYOUT)
     x_BCTHW = _conv3d(z_BCTHW, params.conv2.weight, params.conv2.bias)
     tails, stride = _Tails(state), config.spatial_stride
+    del state  # the tails have it
     batch, _, _, rows, columns = z_BCTHW.shape
     step = latents_at_once(config, batch, rows * stride, columns * stride)
     parts = [_decoder(params.decoder, config, x, tails) for x in x_BCTHW.split(step, 2)]
@@ -104,11 +107,24 @@ def latents_at_once(config: VAEConfig, batch: int, rows: int, columns: int) -> i
     return max(1, _PIECE_NUMBERS // (config.dim * pixels))
 
 
+def decode_each(
+    params: VAEParams, config: VAEConfig, latents: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """The pixels of each z_BCTHW of a clip in turn, as `decode` makes them of all at once, in the
+    memory of one."""
+    states: list[State | None] = [None]  # taken out to be given: no two at once
+    for z_BCTHW in latents:
+        video_BCFHW, state = decode(params, config, z_BCTHW, states.pop())
+        states.append(state)
+        del state
+        yield video_BCFHW
+
+
 def encode_again(
     params: VAEParams, config: VAEConfig, z_BCTHW: Tensor, frames: tuple[int, int]
 ) -> Tensor:
     """Decodes latents and encodes a half-open range of their frames, as if a clip began there."""
-    pixels_BCFHW, _ = decode(params, config, z_BCTHW)
+    pixels_BCFHW = decode(params, config, z_BCTHW)[0]  # its state is gone before the encoder runs
     return encode(params, config, pixels_BCFHW[:, :, slice(*frames)].clamp(-1, 1))[0]
 
 

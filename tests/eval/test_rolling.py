@@ -85,7 +85,7 @@ def velocity_at(first: int, x_BCTHW: Tensor, gap: int = 0) -> Tensor:
 
 def committed_at(first: int, z_BCTHW: Tensor) -> Context:
     """The first chunk committed, at `first` in time."""
-    context = entered(stage().context(chunked(6, 3)), Window(6), 0)
+    context = entered(stage().context(chunked(6, 3), 6), Window(6), 0)
     group = Group("chunk_1", tuple(range(first, first + 3)))
     context = replace(context, slots=replace(context.slots, passes=(at(context, group),)))
     return commit(stage().network, context, group, z_BCTHW)
@@ -144,7 +144,7 @@ def test_a_window_holds_the_sink_and_the_latest(window: Window, number: int, ahe
 
 def test_no_pass_reads_what_is_not_there() -> None:
     window = Window(6, 3)
-    context = entered(stage().context(window.layout), window, 5)
+    context = entered(stage().context(window.layout, window.frames), window, 5)
     cache = context.branches[0].cache
     check_view(cache, SlotView((3, 6), (0, 6)), 3)
     with pytest.raises(ArgumentError):

@@ -141,14 +141,16 @@ def handed_over(make: Callable[..., dict[int, Tensor]], name: str, prefix: str) 
     """A hand-over of a made segment. Decoding takes long, so every test looks at this one run."""
     w, decode, seen = world(name), vae.decode, []
 
-    def watched(params: vae.VAEParams, config: VAEConfig, z_BCTHW: Tensor) -> tuple[Tensor, Any]:
-        pixels_BCFHW, state = decode(params, config, z_BCTHW)
+    def watched(
+        params: vae.VAEParams, config: VAEConfig, z_BCTHW: Tensor, state: vae.State | None = None
+    ) -> tuple[Tensor, Any]:
+        pixels_BCFHW, state = decode(params, config, z_BCTHW, state)
         seen.append((z_BCTHW, pixels_BCFHW))
         return pixels_BCFHW, state
 
     with mock.patch.object(vae, "decode", watched):
         seeds = make(w.vae_params, w.vae_config, w.chain, made(name, prefix))
-    ((z_BCTHW, pixels_BCFHW),) = seen
+    z_BCTHW, pixels_BCFHW = (torch.cat(parts, 2) for parts in zip(*seen))
     return HandOver(stack(seeds, sorted(seeds)), z_BCTHW, pixels_BCFHW.clamp(-1, 1))
 
 

@@ -220,7 +220,7 @@ def test_t2v_slots_literal() -> None:
         Pass("fill_head", head, write=(9, 15), read=(2, 15)),
         Pass("fill_tail", tail, write=(15, 21), read=(0, 21)),
     )
-    assert plan.slots == 21
+    assert (plan.slots, plan.stored) == (21, 15)
     assert plan.slot(19) == 0
     assert plan.pass_of("plan").write == (0, 7)
 

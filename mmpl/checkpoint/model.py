@@ -1,0 +1,57 @@
+"""A model in memory: its networks with all that is needed to use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mmpl.checkpoint.defaults import Defaults
+from mmpl.checkpoint.lora import Merged
+from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
+from mmpl.wan.dit_params import DiTParams
+from mmpl.wan.offload import Offload
+from mmpl.wan.text import TextParams
+from mmpl.wan.tokenizer import Tokenizer
+from mmpl.wan.vae import VAEParams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """All that is needed to make films. `digests` tell its weights and tokenizer from others';
+    `loras` is what was merged into the transformer. `offload` says where the weights live, and
+    on which device films are made of them."""
+
+    dit: DiTParams
+    dit_config: DiTConfig
+    vae: VAEParams
+    vae_config: VAEConfig
+    text: TextParams
+    text_config: TextConfig
+    tokenizer: Tokenizer
+    defaults: Defaults
+    digests: Mapping[str, str]
+    loras: tuple[Merged, ...] = ()
+    offload: Offload = field(default_factory=Offload)
+
+    @property
+    def device(self) -> torch.device:
+        """Where films are made."""
+        return self.offload.device
+
+    def vae_here(self) -> VAEParams:
+        """The VAE on that device, and room made for what it computes."""
+        return self.offload.brought_vae(self.vae)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoders:
+    """A model without its transformer: what makes latents of pixels and embeddings of texts."""
+
+    vae: VAEParams
+    vae_config: VAEConfig
+    text: TextParams
+    text_config: TextConfig
+    tokenizer: Tokenizer
+    digests: Mapping[str, str]

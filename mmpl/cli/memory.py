@@ -1,0 +1,67 @@
+"""What a film takes of a GPU's memory, and what is therefore kept in the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mmpl.checkpoint.folder import Configs
+from mmpl.cli.order import Order
+from mmpl.cli.shell import Console
+from mmpl.film.memory import Held, fits, least_offload, memory_plan
+from mmpl.film.settings import Film
+from mmpl.wan.choices import OFFLOADS
+
+_GB = 1e9
+
+
+def offload_for(order: Order, device: torch.device, dtype: torch.dtype, console: Console) -> str:
+    """The offload that was asked for; for `auto`, on a GPU the least that fits, and it is said."""
+    wanted, free = order.machine["offload"], free_bytes(device)
+    if wanted != "auto":
+        return wanted
+    if free is None:
+        return "none"
+    held = Held(dtype, _kind(order.machine["quantize"]))
+    plan = least_offload(order.folder.configs, order.film, held, free)
+    kind = plan.held.offload
+    line = f"{plan.peak / _GB:.1f} GB by calculation, {free / _GB:.1f} GB free on {device}"
+    console.say(f"  memory   --offload {kind}: {line}")
+    if not fits(plan, free):
+        console.warn(f"this film may not fit even with --offload {kind}: {line}")
+    return kind
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """The free memory of a GPU; None for what has none of its own."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def peaks(configs: Configs, film: Film, settings: Mapping[str, Any]) -> dict[str, float]:
+    """For --dry_run: the most memory that a process takes on its GPU with the offload asked for,
+    with all where that is left open, and of the host. Nothing where several share a pass."""
+    mesh = settings.get("parallel")
+    if mesh is None and "parallel" in settings or mesh is not None and mesh.ulysses > 1:
+        return {}
+    if mesh is not None and mesh.cfg > 1:
+        film = replace(film, guidance_scale=1.0)  # each process takes one branch
+    dtype = settings.get("dtype", "auto")
+    held = Held(
+        torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
+        _kind(settings.get("quantize", "none")),
+    )
+    wanted = settings.get("offload", "auto")
+    found: dict[str, float] = {}
+    for kind in OFFLOADS if wanted == "auto" else (wanted,):
+        plan = memory_plan(configs, film, replace(held, offload=kind))
+        found[f"gpu_gb_offload_{kind}"] = plan.peak / _GB
+        if plan.host:
+            found[f"host_gb_offload_{kind}"] = plan.host / _GB
+    return found
+
+
+def _kind(quantize: str) -> str | None:
+    return None if quantize == "none" else quantize

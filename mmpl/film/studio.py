@@ -1,0 +1,164 @@
+"""A model made ready for one film: texts read, an empty cache, the way through its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmpl.checkpoint.model import Model
+from mmpl.film.denoise import Context, Network, Sampler, open_context
+from mmpl.film.given import Given
+from mmpl.film.segment import Latents
+from mmpl.film.settings import Film
+from mmpl.film.team import ALONE, Team
+from mmpl.layout.given import with_given
+from mmpl.layout.layout import Layout
+from mmpl.layout.slots import slot_plan
+from mmpl.wan.attention import resolve_attention
+from mmpl.wan.config import VAEConfig
+from mmpl.wan.dit import CrossKV, Engine, encode_context
+from mmpl.wan.dit_params import compute_dtype
+from mmpl.wan.flow import schedule
+from mmpl.wan.offload import Offload
+from mmpl.wan.text import encode_prompts
+from mmpl.wan.ulysses import Ulysses
+from mmpl.wan.vae import VAEParams, latents_at_once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Studio:
+    """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
+    the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
+    (channels, rows, columns). `given`: for each segment with pins its latents that are not made.
+    `vae` is where `offload` has it.
+    """
+
+    film: Film
+    network: Network
+    sampler: Sampler
+    texts: tuple[tuple[CrossKV, ...], ...]
+    context: Context
+    vae: VAEParams
+    vae_config: VAEConfig
+    latent_shape: tuple[int, int, int]
+    given: Mapping[int, Latents]
+    offload: Offload
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.offload.device
+
+    @property
+    def beside(self) -> bool:
+        """Whether the VAE may run beside the transformer: both are in memory."""
+        return self.offload.kind == "none"
+
+    def layout_of(self, segment: int) -> Layout:
+        """The layout of a segment, with what is given in it."""
+        return with_given(self.film.layout, self.given.get(segment, ()))
+
+    def pieces(self, segment: int) -> list[range]:
+        """The latent frames that show what the film keeps of a segment, in pieces as large as the
+        VAE decodes at once."""
+        film, config = self.film, self.vae_config
+        last = film.kept(segment)[1] - 1
+        frames = config.latent_frames(last + config.temporal_stride)
+        step = latents_at_once(config, 1, film.height, film.width)
+        return [range(at, min(at + step, frames)) for at in range(0, frames, step)]
+
+    def vae_here(self) -> VAEParams:
+        """The VAE on the device, and room made for what it computes."""
+        return self.offload.brought_vae(self.vae)
+
+
+def open_studio(
+    model: Model, film: Film, attention: str, team: Team = ALONE, given: Given | None = None
+) -> tuple[Studio, str]:
+    """The studio of `film`, and the attention backend that was taken. Raises ArgumentError."""
+    attention, backend = resolve_attention(attention, model.device, compute_dtype(model.dit))
+    ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
+    engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
+    network = Network(model.dit, model.dit_config, engine, team.pair)
+    texts = read_texts(film, network, _embeddings(model, film))
+    vae = model.vae, model.vae_config
+    return furnished(film, network, texts, given or {}, vae, model.offload), attention
+
+
+def furnished(
+    film: Film,
+    network: Network,
+    texts: tuple[tuple[CrossKV, ...], ...],
+    given: Given,
+    vae: tuple[VAEParams, VAEConfig],
+    offload: Offload,
+) -> Studio:
+    """The studio, with an empty cache that does for all segments of `film`."""
+    params, config = vae
+    stride, device = config.spatial_stride, offload.device
+    latent_shape = (config.z_dim, film.height // stride, film.width // stride)
+    context = open_context(
+        network,
+        film.layout,
+        texts[0],
+        latent_size=latent_shape[1:],
+        device=device,
+        stored=_stored(film, given),
+        hosts=offload.hosts,
+    )
+    return Studio(
+        film,
+        network,
+        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
+        texts,
+        context,
+        params,
+        config,
+        latent_shape,
+        {
+            segment: {frame: z_BCHW.to(device) for frame, z_BCHW in latents.items()}
+            for segment, latents in given.items()
+        },
+        offload,
+    )
+
+
+@torch.no_grad()
+def _embeddings(model: Model, film: Film) -> list[Tensor]:
+    prompts = [cue.prompt for cue in film.script]
+    if film.guidance_scale != 1.0:
+        prompts.append(film.negative_prompt)
+    return encode_prompts(
+        model.text,
+        model.text_config,
+        model.tokenizer,
+        prompts,
+        model.dit_config.text_len,
+        walk=model.offload.text_walk,
+    )
+
+
+@torch.no_grad()
+def read_texts(
+    film: Film, network: Network, embeddings: Sequence[Tensor]
+) -> tuple[tuple[CrossKV, ...], ...]:
+    """For each cue of the script what the branches that are taken here read. `embeddings`
+    [J, text_dim]: of the cues and, with guidance, of the negative prompt."""
+    read = [
+        encode_context(network.params, network.config, [text], engine=network.engine)
+        for text in embeddings
+    ]
+    cues, negative = read[: len(film.script)], read[len(film.script) :]
+    branches = [(cue, *negative) for cue in cues]
+    if network.branch is not None:
+        branches = [(both[network.branch],) for both in branches]
+    return tuple(branches)
+
+
+def _stored(film: Film, given: Given) -> int:
+    """The slots that need memory, in the segment that needs most."""
+    layouts = [with_given(film.layout, latents) for latents in given.values()]
+    return max(slot_plan(layout).stored for layout in (film.layout, *layouts))
