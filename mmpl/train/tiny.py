@@ -155,7 +155,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
                 seed=7,
                 odds=(("star", 3.0), *CIRCLING, ("grows", 2.5), ("shrinks", 1.5)),
             ),
-            replace(recipe, steps=6000, matrix_rate=8e-3),
+            replace(recipe, steps=3400, matrix_rate=8e-3),
         ),
     )
 
