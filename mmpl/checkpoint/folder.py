@@ -131,6 +131,8 @@ def check_folder(
             shapes = weight_shapes(entries, where=str(path))
             config = part_config(part, shapes, found.given[part], where=str(path))
             configs = replace(configs, **{part: config})
+    if is_pickle(found.files["text"]):  # its width is the one of its size that shows elsewhere
+        configs = replace(configs, text=replace(configs.text, dim=configs.dit.text_dim))
     if not any(is_pickle(found.files[part]) for part in PARTS):
         require_matching(configs, found.defaults, where=str(found.path))
     return replace(found, configs=configs)

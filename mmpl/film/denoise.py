@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmpl.errors import NumericError
 from mmpl.layout.layout import Group, Layout
-from mmpl.layout.slots import SlotPlan, slot_plan
+from mmpl.layout.slots import Pass, SlotPlan, slot_plan
 from mmpl.wan.cache import KVCache, SlotView, kv_allocate, kv_commit, kv_reset
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import CrossKV, DiTParams, Engine, Positions, dit, time_of
@@ -64,6 +64,10 @@ class Context:
 
     slots: SlotPlan
     branches: tuple[Branch, ...]
+
+    def stores(self, step: Pass) -> bool:
+        """Whether the slots that `step` writes have memory."""
+        return step.write[1] <= self.branches[0].cache.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def commit(network: Network, context: Context, group: Group, z_BCTHW: Tensor) ->
     """
     velocities(network, context, group, z_BCTHW, 0.0)
     step = context.slots.pass_of(group.name)
-    written = range(*step.write) if step.write[0] < context.slots.stored else ()
+    written = range(*step.write) if context.stores(step) else ()
     return replace(
         context,
         branches=tuple(replace(b, cache=kv_commit(b.cache, written)) for b in context.branches),
@@ -184,7 +188,7 @@ def place(network: Network, context: Context, group: Group, x_BCTHW: Tensor) -> 
     _, patch_height, patch_width = network.config.patch_size
     rows, columns = height // patch_height, width // patch_width
     table = rope_table(network.config, plan.frames, rows, columns, device=device)
-    if plan.write[0] < context.slots.stored:
+    if context.stores(plan):
         view = SlotView(write=plan.write, read=plan.read, gather=plan.gather)
     else:  # of a group that has no memory of its own: the same keys in the same order
         view = SlotView(write=None, read=(plan.read[0], plan.write[0]))

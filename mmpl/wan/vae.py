@@ -44,7 +44,8 @@ def encode(
     moments_BCTHW, state = encode_moments(params, config, video_BCFHW, state)
     mu_BCTHW = moments_BCTHW[:, : config.z_dim]
     mean, std = _statistics(config, mu_BCTHW)
-    return (mu_BCTHW - mean) * (1 / std), state
+    z_BCTHW = (mu_BCTHW - mean) * (1 / std)
+    return z_BCTHW.contiguous(), state  # the network's layout is its own affair
 
 
 def encode_moments(

@@ -111,14 +111,15 @@ def graphs_per_group(row: Row = STEP) -> Figures:
     return {"first segment": per_group[0], "second segment": per_group[1]}
 
 
-def step_figures(row: Row = STEP) -> Figures:
-    """Denoising fill_tail with guidance, its 15 context latents committed, per step.
+def step_figures(row: Row = STEP, *, stored: int | None = None) -> Figures:
+    """Denoising fill_tail with guidance, its 15 context latents committed, per step. `stored`: how
+    many slots have memory, see `open_context`.
 
     Copied bytes: `of own K and V`, which have to be stored, in all; `besides`, of anything else, in
     latents of the group; `largest`, in the context that one block reads. Calls: of the text's keys
     and values and of the RoPE table in the whole group, of the time embedding per step.
     """
-    network, context = _opened(row, Engine())
+    network, context = _opened(row, Engine(), stored)
     *first, group = mmpl_t2v().groups
     for one in first:
         context = _made(network, context, row, one)
@@ -144,7 +145,7 @@ def step_figures(row: Row = STEP) -> Figures:
     }
 
 
-def _opened(row: Row, engine: Engine) -> tuple[Network, Context]:
+def _opened(row: Row, engine: Engine, stored: int | None = None) -> tuple[Network, Context]:
     config, weights = row.config, params(row.config, FLOAT32)
     generator = torch.Generator().manual_seed(3)
     texts = torch.randn(2, 4, config.text_dim, generator=generator)
@@ -152,7 +153,10 @@ def _opened(row: Row, engine: Engine) -> tuple[Network, Context]:
         keys = tuple(encode_context(weights, config, [text]) for text in texts)
     size = _latents(row, mmpl_t2v().groups[0]).shape[3:]
     network = Network(weights, config, engine)
-    return network, stage.open_context(network, mmpl_t2v(), keys, latent_size=(size[0], size[1]))
+    context = stage.open_context(
+        network, mmpl_t2v(), keys, latent_size=(size[0], size[1]), stored=stored
+    )
+    return network, context
 
 
 def _made(network: Network, context: Context, row: Row, group: Group) -> Context:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmpl.layout.presets import mmpl_t2v
 from mmpl.wan.ops import BFLOAT16, FLOAT32, Precision
-from tests.bench.cases import Row, block_call, forward_call
+from tests.bench.cases import Row, block_call, forward_call, inputs
 from tests.bench.counter import count
-from tests.bench.figures import Figures, eager_block, step_figures
+from tests.bench.figures import STEP, Figures, eager_block, step_figures
 from tests.bench.official import module
 from tests.bench.timing import floor_call, in_turns
 
@@ -39,6 +40,7 @@ def test_a_block_stays_as_lean_as_it_is(
 
 
 def test_a_step_copies_nothing_but_its_own_keys_and_values() -> None:
+    """Where each group has slots of its own."""
     limits = {
         "copies of own K and V": 1.01,
         "copied besides": 5,  # the latents of two branches into patches and out of them
@@ -48,7 +50,19 @@ def test_a_step_copies_nothing_but_its_own_keys_and_values() -> None:
         "time embeddings": 1,
         "texts": 0,
     }
-    assert over(step_figures(), limits) == {}
+    frames = mmpl_t2v().frames
+    assert over(step_figures(stored=frames), limits) == {}
+
+
+def test_what_a_context_without_slots_for_its_last_group_costs() -> None:
+    """The keys and values of 15 latents are copied beside its own 6, instead of storing these."""
+    spare, whole = step_figures(), step_figures(stored=mmpl_t2v().frames)
+    layers, branches, of_one = STEP.layers, 2, STEP.dim / inputs(STEP)[0].shape[1] / 4
+    joined = 2 * 21 / 6 * layers * branches * of_one
+    assert spare["copies of own K and V"] < 0.01
+    assert spare["copied besides"] == pytest.approx(whole["copied besides"] + joined, rel=0.01)
+    assert spare["largest copy"] == 21 / 15
+    assert spare["syncs"] == 0
 
 
 # ------------------------------------------------------------------------------ the instruments

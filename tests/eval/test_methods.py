@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +26,7 @@ from mmpl.layout.presets import SEGMENT_LATENTS
 from mmpl.layout.timeline import Chain, film_frames
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
+from mmpl.wan.dit import Time, dit, time_of
 from tests.small import CHANNELS, CONFIGS, DEFAULTS, small_model
 
 Film = NDArray[np.uint8]
@@ -83,24 +84,29 @@ def quick_vae(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the latent frames of every pass of the network, by what they are for."""
     seen: Counter[str] = Counter()
+    timesteps: dict[Time, Tensor] = {}
 
-    def counting(dit: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counts(
-            params: object,
-            config: object,
-            x_BCTHW: Tensor,
-            t_BT: Tensor,
-            *rest: object,
-            **more: object,
-        ) -> Tensor:
-            seen["all"] += x_BCTHW.shape[2]
-            seen["clean"] += int((t_BT < CLEAN_BELOW).sum())
-            return dit(params, config, x_BCTHW, t_BT, *rest, **more)
+    def timed(params: object, config: object, t_BT: Tensor, **more: object) -> Time:
+        time = time_of(params, config, t_BT, **more)
+        timesteps[time] = t_BT
+        return time
 
-        return counts
+    def counts(
+        params: object,
+        config: object,
+        x_BCTHW: Tensor,
+        time: Tensor | Time,
+        *rest: object,
+        **more: object,
+    ) -> Tensor:
+        t_BT = timesteps[time] if isinstance(time, Time) else time
+        seen["all"] += x_BCTHW.shape[2]
+        seen["clean"] += int((t_BT < CLEAN_BELOW).expand(-1, x_BCTHW.shape[2]).sum())
+        return dit(params, config, x_BCTHW, time, *rest, **more)
 
     for module in (denoise, staggered):
-        monkeypatch.setattr(module, "dit", counting(module.dit))
+        monkeypatch.setattr(module, "dit", counts)
+    monkeypatch.setattr(denoise, "time_of", timed)
     return seen
 
 
