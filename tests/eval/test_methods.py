@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,18 +87,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     seen: Counter[str] = Counter()
     timesteps: dict[Time, Tensor] = {}
 
-    def timed(params: object, config: object, t_BT: Tensor, **more: object) -> Time:
+    def timed(params: Any, config: Any, t_BT: Tensor, **more: Any) -> Time:
         time = time_of(params, config, t_BT, **more)
         timesteps[time] = t_BT
         return time
 
     def counts(
-        params: object,
-        config: object,
-        x_BCTHW: Tensor,
-        time: Tensor | Time,
-        *rest: object,
-        **more: object,
+        params: Any, config: Any, x_BCTHW: Tensor, time: Tensor | Time, *rest: Any, **more: Any
     ) -> Tensor:
         t_BT = timesteps[time] if isinstance(time, Time) else time
         seen["all"] += x_BCTHW.shape[2]
