@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmpl.checkpoint.folder import Configs
-from mmpl.film.denoise import Branch, Network, commit
+from mmpl.film.denoise import Branch, Context, Network, commit
 from mmpl.film.settings import Film
 from mmpl.film.studio import Studio, furnished, read_texts
 from mmpl.wan import vae
@@ -28,7 +28,7 @@ from mmpl.wan.text import encode_text, text_from_flat, text_shapes
 META = "meta"
 SPARE = 0.08  # of a device's free memory, left for what is not counted
 _DECODED = 3  # pieces of a clip, after which the decoder's memory no longer grows
-_LAYERS = 2  # of the transformer that are run: all take the same, and no more than two are copied
+_LAYERS = 2  # of a network that are run: all take the same, and no more than two are copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     ledger.hold(replace(dit, blocks=()) if hosted else (dit, decoder))
     branches = 1 if film.guidance_scale == 1.0 else 2
     encoder = text_from_flat(_flat(text_shapes(configs.text), torch.bfloat16), configs.text)
+    encoder = replace(encoder, blocks=encoder.blocks[:_LAYERS])
     with torch.no_grad(), ledger.peak_of() as text:
         ids_BJ = torch.zeros(1, configs.dit.text_len, dtype=torch.long, device=META)
         embeddings = [
@@ -85,11 +86,14 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     for pin in film.pins:
         given.setdefault(pin.segment, {})[pin.latent] = torch.empty(0, device=META)
     studio = furnished(film, network, texts, given, (decoder, configs.vae), offload)
-    for branch in studio.context.branches:
+    context = studio.new_context()
+    for branch in context.branches:
         caches = branch.cache.k_IBSNK, branch.cache.v_IBSNK
         (hosted.append if branch.cache.hosted else ledger.hold)(caches)
     with torch.no_grad(), ledger.peak_of() as passes:
-        _passes(studio)
+        _passes(studio, context)
+    if studio.gives_way:
+        del context, branch, caches
     offload.make_room()
     rest = ledger.bytes
     with torch.no_grad(), ledger.peak_of() as decoding:
@@ -126,8 +130,9 @@ def _transformer(configs: Configs, held: Held, offload: Offload) -> DiTParams:
     return offload.place_dit(tree)
 
 
-def _passes(studio: Studio) -> None:
-    """One pass of every group and branch, through a few of the layers beside all the others."""
+def _passes(studio: Studio, context: Context) -> None:
+    """One pass of every group that is made and every branch, through a few of the layers beside all
+    the others."""
     network, offload = studio.network, studio.offload
     blocks = network.params.blocks
     if offload.kind == "model":  # all of them come
@@ -139,9 +144,12 @@ def _passes(studio: Studio) -> None:
         config=replace(network.config, num_layers=min(_LAYERS, len(blocks))),
         engine=replace(network.engine, walk=offload.walk),
     )
-    context = replace(studio.context, branches=tuple(map(_short, studio.context.branches)))
+    context = replace(context, branches=tuple(map(_short, context.branches)))
     channels, rows, columns = studio.latent_shape
+    made = {task.group for task in studio.film.work.tasks}
     for group in studio.film.layout.groups:
+        if group.name not in made:
+            continue
         z_BCTHW = torch.empty(1, channels, len(group.frames), rows, columns, device=META)
         context = commit(network, context, group, z_BCTHW)
 
