@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmpl.checkpoint.model import Model
 from mmpl.film.denoise import Context, Network, Sampler, open_context
+from mmpl.film.embeddings import embeddings_of
 from mmpl.film.given import Given
 from mmpl.film.segment import Latents
 from mmpl.film.settings import Film
@@ -23,7 +25,6 @@ from mmpl.wan.dit import CrossKV, Engine, encode_context
 from mmpl.wan.dit_params import compute_dtype
 from mmpl.wan.flow import schedule
 from mmpl.wan.offload import Offload
-from mmpl.wan.text import encode_prompts
 from mmpl.wan.ulysses import Ulysses
 from mmpl.wan.vae import VAEParams, latents_at_once
 
@@ -102,15 +103,17 @@ class Studio:
 
 def open_studio(
     model: Model, film: Film, attention: str, team: Team = ALONE, given: Given | None = None
-) -> tuple[Studio, str]:
-    """The studio of `film`, and the attention backend that was taken. Raises ArgumentError."""
+) -> tuple[Studio, str, tuple[Path, ...]]:
+    """The studio of `film`, the attention backend that was taken, and files of `model.text_cache`
+    that were damaged. Raises ArgumentError, or OutputError where that cannot be written."""
     attention, backend = resolve_attention(attention, model.device, compute_dtype(model.dit))
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
     engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
     network = Network(model.dit, model.dit_config, engine, team.pair)
-    texts = read_texts(film, network, _embeddings(model, film))
+    embeddings, damaged = embeddings_of(model, _prompts(film))
+    texts = read_texts(film, network, embeddings)
     vae = model.vae, model.vae_config
-    return furnished(film, network, texts, given or {}, vae, model.offload), attention
+    return furnished(film, network, texts, given or {}, vae, model.offload), attention, damaged
 
 
 def furnished(
@@ -140,19 +143,9 @@ def furnished(
     )
 
 
-@torch.no_grad()
-def _embeddings(model: Model, film: Film) -> list[Tensor]:
+def _prompts(film: Film) -> list[str]:
     prompts = [cue.prompt for cue in film.script]
-    if film.guidance_scale != 1.0:
-        prompts.append(film.negative_prompt)
-    return encode_prompts(
-        model.text,
-        model.text_config,
-        model.tokenizer,
-        prompts,
-        model.dit_config.text_len,
-        walk=model.offload.text_walk,
-    )
+    return prompts if film.guidance_scale == 1.0 else [*prompts, film.negative_prompt]
 
 
 @torch.no_grad()
