@@ -41,6 +41,7 @@ from mmpl.checkpoint.search import (
     has,
     require_role,
 )
+from mmpl.checkpoint.shards import read_headers
 from mmpl.checkpoint.tokenizer_file import require_tokenizer
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -127,7 +128,7 @@ def check_folder(
         if is_pickle(path):
             files.require_pickle(path)
         else:
-            entries = official(part, files.read_headers(path), where=str(path))
+            entries = official(part, read_headers(path), where=str(path))
             shapes = weight_shapes(entries, where=str(path))
             config = part_config(part, shapes, found.given[part], where=str(path))
             configs = replace(configs, **{part: config})

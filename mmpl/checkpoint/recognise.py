@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mmpl.checkpoint import files
+from mmpl.checkpoint import files, shards
 from mmpl.checkpoint.names import (
     EMBEDDED_TOKENIZER,
     FRAME_RATE,
@@ -24,6 +24,7 @@ from mmpl.checkpoint.names import (
     other_naming,
     variant_of,
 )
+from mmpl.checkpoint.shards import INDEX_SUFFIX as INDEX_SUFFIX
 from mmpl.errors import CheckpointError
 
 Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
@@ -31,7 +32,6 @@ Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 HEADER_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".gguf")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-INDEX_SUFFIX = ".index.json"
 SUFFIXES = (*HEADER_SUFFIXES, *PICKLE_SUFFIXES, INDEX_SUFFIX)
 
 TITLES: dict[Network, str] = {
@@ -112,10 +112,10 @@ def tensor_names(path: Path) -> Iterator[str]:
     """The names in a file of weights; of a pickle all its text constants, names among them. Raises
     CheckpointError."""
     if path.name.endswith(INDEX_SUFFIX):
-        for names in files.index_shards(path).values():
+        for names in shards.index_shards(path).values():
             yield from names
     elif path.suffix in HEADER_SUFFIXES:
-        yield from files.read_header(path)
+        yield from shards.read_headers(path)
     elif path.suffix in PICKLE_SUFFIXES:
         yield from _pickle_texts(path)
     else:
