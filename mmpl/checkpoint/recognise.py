@@ -72,7 +72,8 @@ _BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
     """What a file of weights is. `family`: who names its tensors so. `relative`: what it is, if a
-    relative of the network that cannot be run, else empty."""
+    relative of the network that cannot be run, else empty. `blocks`: how many a transformer has by
+    its names; 0 where a file holds others besides, whose names are the same."""
 
     path: Path
     network: Network
@@ -80,6 +81,7 @@ class Weights:
     relative: str = ""
     tells_frame_rate: bool = False
     holds_tokenizer: bool = False
+    blocks: int = 0
 
     @property
     def title(self) -> str:
@@ -105,6 +107,7 @@ def recognised(path: Path, names: Iterable[str]) -> Weights:
         _relative(network, bare),
         network == "dit" and any(name.startswith(FRAME_RATE) for name in bare),
         network == "text" and EMBEDDED_TOKENIZER in raw,
+        _blocks(bare) if network == "dit" and "critic" not in raw else 0,
     )
 
 
@@ -199,6 +202,12 @@ def _relative(network: Network, bare: set[str]) -> str:
     if network == "text" and (found := variant_of(bare)):
         return found[1]
     return ""
+
+
+def _blocks(bare: set[str]) -> int:
+    match = re.compile(r"blocks\.(\d{1,4})\.(?:self_attn|attn1)\.").match
+    found = (match(name) for name in bare)
+    return max((1 + int(one[1]) for one in found if one), default=0)
 
 
 def _any(pattern: str, names: Iterable[str]) -> bool:

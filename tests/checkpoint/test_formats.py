@@ -392,6 +392,15 @@ def test_bad_files_for_a_part(tmp_path: Path) -> None:
     refused("Wan VACE", folder, checkpoint=folder / "vace.pt")
 
 
+def test_the_depth_of_a_pickle_is_that_of_the_generator(tmp_path: Path) -> None:
+    folder = worlds.write_wan_folder(tmp_path / "model")
+    deep = {name.replace("blocks.0.", "blocks.7."): tensor for name, tensor in DIT.items()}
+    torch.save({"generator": DIT, "critic": deep}, folder / "with_critic.pt")
+    assert same(load_model(folder, checkpoint=folder / "with_critic.pt").dit, DIT)
+    torch.save({"generator": DIT | deep}, folder / "deep.pt")
+    refused("another size .*got 8 blocks", folder, checkpoint=folder / "deep.pt")
+
+
 def test_too_many_files(tmp_path: Path) -> None:
     for number in range(201):
         (tmp_path / f"{number}.pt").touch()
