@@ -13,7 +13,7 @@ from mmpl.film import memory, studio
 from mmpl.film.denoise import Context
 from mmpl.film.memory import SPARE, Held, MemoryPlan, fits, least_offload, memory_plan
 from mmpl.film.settings import Request, resolve
-from mmpl.generate import Frames, Made, Model, Stepped, film_of, generate
+from mmpl.generate import Frames, Made, Model, Ranks, Stepped, film_of, generate
 from mmpl.layout.work import Task
 from mmpl.wan.choices import OFFLOADS
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -31,7 +31,7 @@ WIDE = replace(CONFIGS, dit=replace(CONFIGS.dit, dim=96, ffn_dim=256, num_heads=
 REQUEST = Request("red", 1, segments=1, steps=1, width=64, height=64)
 
 
-def measured(model: Model, held: Held) -> dict[str, int]:
+def measured(model: Model, held: Held, ranks: Ranks | None = None) -> dict[str, int]:
     """The most bytes on the device while a film is made: the host's are known, and taken off."""
     film, offload, ledger = film_of(model, REQUEST), Offload(held.offload), Ledger()
     dit = offload.place_dit(dit_held(model.dit, held.dtype, held.quantize))
@@ -42,7 +42,7 @@ def measured(model: Model, held: Held) -> dict[str, int]:
     hosted = sum(offload.hosts(branch) for branch in range(2)) * one_cache * held.dtype.itemsize
     most = {"passes": 0, "vae": 0}
     with ledger:
-        for event in generate(model, REQUEST):
+        for event in generate(model, REQUEST, ranks=ranks):
             if isinstance(event, Stepped | Frames | Made):
                 hands = isinstance(event, Made) and event.task.kind != "make"
                 part = "vae" if hands or isinstance(event, Frames) else "passes"
@@ -144,7 +144,7 @@ def test_the_least_offloading_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch
     peaks = {"none": 9_000_000, "model": 5_000_000, "block": 1_000_000}
     plans = [MemoryPlan(Held(offload=kind), 0, peaks[kind], 0, 0) for kind in OFFLOADS]
     monkeypatch.setattr(
-        memory, "memory_plan", lambda configs, film, held: plans[OFFLOADS.index(held.offload)]
+        memory, "memory_plan", lambda configs, film, held, mesh: plans[OFFLOADS.index(held.offload)]
     )
     for plan in plans:
         enough = int(plan.peak / (1 - SPARE)) + 1

@@ -47,6 +47,7 @@ TRAINING = "a training checkpoint as Self-Forcing and MMPL save it"  # the famil
 
 # One of 14B with averages and a critic takes about 10^5 operations.
 _MOST_OPERATIONS = 500_000
+_CUT = ""  # in the place of all names after these
 _LEGACY_BYTES = 16 * 2**20  # of an old pickle: what comes before the tensors' bytes is far less
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 4  # magic number, version, machine, and then what was saved
@@ -73,7 +74,8 @@ _BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 class Weights:
     """What a file of weights is. `family`: who names its tensors so. `relative`: what it is, if a
     relative of the network that cannot be run, else empty. `blocks`: how many a transformer has by
-    its names; 0 where a file holds others besides, whose names are the same."""
+    its names; 0 where that is not sure: a critic may be deeper, and long files are not read whole.
+    """
 
     path: Path
     network: Network
@@ -107,7 +109,7 @@ def recognised(path: Path, names: Iterable[str]) -> Weights:
         _relative(network, bare),
         network == "dit" and any(name.startswith(FRAME_RATE) for name in bare),
         network == "text" and EMBEDDED_TOKENIZER in raw,
-        _blocks(bare) if network == "dit" and "critic" not in raw else 0,
+        _blocks(bare) if network == "dit" and not raw & {"critic", _CUT} else 0,
     )
 
 
@@ -172,6 +174,7 @@ def _texts(stream: BinaryIO) -> list[str]:
         if operation.name in _TEXT_OPERATIONS and isinstance(value, str):
             texts.append(value)
         if count == _MOST_OPERATIONS:
+            texts.append(_CUT)
             break
     return texts
 

@@ -8,6 +8,7 @@ and what single kernels use inside.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from mmpl.checkpoint.folder import Configs
 from mmpl.film.denoise import Branch, Context, Network, commit
 from mmpl.film.settings import Film
 from mmpl.film.studio import Studio, furnished, read_texts
+from mmpl.layout.mesh import Mesh
 from mmpl.wan import vae
 from mmpl.wan.choices import OFFLOADS
 from mmpl.wan.dit import CrossKV, Engine
@@ -24,8 +26,10 @@ from mmpl.wan.ledger import Ledger
 from mmpl.wan.offload import Offload
 from mmpl.wan.params import Shapes, to_flat
 from mmpl.wan.text import encode_text, text_from_flat, text_shapes
+from mmpl.wan.ulysses import Ulysses
 
 META = "meta"
+_ALONE = Mesh(1)
 SPARE = 0.08  # of a device's free memory, left for what is not counted
 _DECODED = 3  # pieces of a clip, after which the decoder's memory no longer grows
 _LAYERS = 2  # of a network that are run: all take the same, and no more than two are copied
@@ -59,8 +63,30 @@ class MemoryPlan:
         return max(self.text, self.passes, self.vae)
 
 
-def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
-    """What one process takes on a GPU that makes `film` with Wan-family networks of these sizes.
+@dataclass(frozen=True, slots=True, eq=False)
+class _OneOf(Ulysses):
+    """The first of `ranks` that share every pass, with nobody to share it."""
+
+    ranks: int
+
+    @property
+    def size(self) -> int:
+        return self.ranks
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    def _gather(self, x: Tensor) -> list[Tensor]:
+        return [torch.empty_like(x) for _ in range(self.ranks)]
+
+    def _exchange(self, sent: Tensor, out: list[int], into: list[int]) -> tuple[Tensor, ...]:
+        return sent.new_empty(sum(into)).split(into)
+
+
+def memory_plan(configs: Configs, film: Film, held: Held, mesh: Mesh = _ALONE) -> MemoryPlan:
+    """What one process of `mesh` takes on its GPU for `film` with Wan-family networks of these
+    sizes.
 
     The weights of the text encoder count as bfloat16. Where the VAE runs beside the transformer it
     counts beside it.
@@ -68,7 +94,11 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     offload, ledger = Offload(held.offload, META), Ledger()
     dit = _transformer(configs, held, offload)
     decoder = offload.place_vae(vae.vae_from_flat(_flat(vae.vae_shapes(configs.vae)), configs.vae))
-    network = Network(dit, configs.dit, Engine(attention=_fused, walk=offload.walk))
+    ulysses = None if mesh.ulysses == 1 else _OneOf(cast(Any, None), mesh.ulysses)
+    engine = Engine(attention=_fused, ulysses=ulysses, walk=offload.walk)
+    network = Network(dit, configs.dit, engine)
+    if mesh.cfg > 1:
+        film = replace(film, guidance_scale=1.0)  # each process takes one branch
     hosted: list[object] = [] if held.offload == "none" else [dit.blocks, decoder]
     ledger.hold(replace(dit, blocks=()) if hosted else (dit, decoder))
     branches = 1 if film.guidance_scale == 1.0 else 2
@@ -103,10 +133,12 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     return MemoryPlan(held, text(), passes(), decoding() + beside, host)
 
 
-def least_offload(configs: Configs, film: Film, held: Held, free: int) -> MemoryPlan:
+def least_offload(
+    configs: Configs, film: Film, held: Held, free: int, mesh: Mesh = _ALONE
+) -> MemoryPlan:
     """The plan with the least offloading that does with `free` bytes, some of them left over; the
     one that takes least, where none does."""
-    plans = (memory_plan(configs, film, replace(held, offload=kind)) for kind in OFFLOADS)
+    plans = (memory_plan(configs, film, replace(held, offload=kind), mesh) for kind in OFFLOADS)
     found = None
     for found in plans:
         if fits(found, free):

@@ -76,7 +76,15 @@ def test_a_prediction_says_what_each_offload_takes(gen: Gen) -> None:
         "host_gb_offload_model",
     ]
     assert one["gpu_gb_offload_model"] > peaks[1]
-    shared = ("--ranks", 2, "--parallel", "1x1x2")
-    code, out, _ = gen(*SEGMENT, "--dry_run", "--json", *shared)
-    assert code == 0
-    assert not any("offload" in name for name in json.loads(out))
+
+
+@pytest.mark.parametrize("mesh", ["1x1x2", "1x2x1", "auto"])
+def test_a_prediction_counts_what_is_shared(gen: Gen, mesh: str) -> None:
+    """Of processes that share passes each has a part of the cache."""
+    known = (*SEGMENT, "--dry_run", "--json", "--offload", "none")
+    alone = json.loads(gen(*known)[1])["gpu_gb_offload_none"]
+    code, out, err = gen(*known, "--ranks", 2, "--parallel", mesh)
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["gpu_gb_offload_none"] < alone) == (found["mesh"] != "2 x cfg 1 x ulysses 1")
+    assert found["mesh"].startswith("1 x" if mesh != "auto" else "")
