@@ -117,13 +117,11 @@ def memory_plan(configs: Configs, film: Film, held: Held, mesh: Mesh = _ALONE) -
         given.setdefault(pin.segment, {})[pin.latent] = torch.empty(0, device=META)
     studio = furnished(film, network, texts, given, (decoder, configs.vae), offload)
     context = studio.new_context()
-    for branch in context.branches:
-        caches = branch.cache.k_IBSNK, branch.cache.v_IBSNK
-        (hosted.append if branch.cache.hosted else ledger.hold)(caches)
+    hosted += _hold(context, ledger)
     with torch.no_grad(), ledger.peak_of() as passes:
         _passes(studio, context)
     if studio.gives_way:
-        del context, branch, caches
+        del context
     offload.make_room()
     rest = ledger.bytes
     with torch.no_grad(), ledger.peak_of() as decoding:
@@ -160,6 +158,15 @@ def _transformer(configs: Configs, held: Held, offload: Offload) -> DiTParams:
     flat = _flat(dit_shapes(configs.dit), held.dtype)
     tree = dit_held(dit_from_flat(flat, configs.dit), held.dtype, held.quantize)
     return offload.place_dit(tree)
+
+
+def _hold(context: Context, ledger: Ledger) -> list[object]:
+    """Counts the caches; those in the host's memory are returned."""
+    hosted: list[object] = []
+    for branch in context.branches:
+        caches = branch.cache.k_IBSNK, branch.cache.v_IBSNK
+        (hosted.append if branch.cache.hosted else ledger.hold)(caches)
+    return hosted
 
 
 def _passes(studio: Studio, context: Context) -> None:
