@@ -142,7 +142,7 @@ def predict(plan: Plan) -> Choice:
         costs,
         schedule,
         simulate(schedule, costs),
-        rank_bytes(layout, plan.sizes, mesh, plan.branches),
+        rank_bytes(plan.work, plan.sizes, mesh, plan.branches),
     )
 
 

@@ -88,7 +88,7 @@ def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
 def _passes_s(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
     """Of a pass of each group; 0 of groups that the film does without."""
     first, *others = studio.film.layout.groups
-    made = {task.group for task in studio.film.work.tasks}
+    made = studio.film.work.made
     context = _pass_s(studio, studio.new_context(), first)[0]  # loads and chooses kernels
     context, seconds = reset(context), []
     for group in (first, *others):

@@ -185,7 +185,7 @@ def _passes(studio: Studio, context: Context) -> None:
     )
     context = replace(context, branches=tuple(map(_short, context.branches)))
     channels, rows, columns = studio.latent_shape
-    made = {task.group for task in studio.film.work.tasks}
+    made = studio.film.work.made
     for group in studio.film.layout.groups:
         if group.name not in made:
             continue

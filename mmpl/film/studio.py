@@ -79,7 +79,7 @@ class Studio:
 
     def _stored(self) -> int:
         """The slots that need memory, in the segment that needs most."""
-        made = {task.group for task in self.film.work.tasks if task.kind == "make"}
+        made = self.film.work.made
         layouts = [with_given(self.film.layout, latents) for latents in self.given.values()]
         return max(stored_slots(layout, made) for layout in (self.film.layout, *layouts))
 
