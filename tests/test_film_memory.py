@@ -55,7 +55,6 @@ def measured(model: Model, held: Held, ranks: Ranks | None = None) -> dict[str, 
     ("kind", "quantize", "dtype"),
     [
         ("none", None, torch.float32),
-        ("beside", None, torch.bfloat16),
         ("model", None, torch.bfloat16),
         ("block", "int8", torch.bfloat16),
     ],
@@ -65,20 +64,28 @@ def test_the_plan_is_what_a_film_takes(
 ) -> None:
     """But for latents, what the solver keeps of them, and pixels on their way out, which the plan
     leaves out."""
-    few = kind == "beside"  # where the VAE is on a GPU it runs beside the passes of few steps
-    monkeypatch.setattr(studio, "_FEW_STEPS", REQUEST.steps if few else 0)
-    kind = "none" if few else kind
+    monkeypatch.setattr(studio, "_FEW_STEPS", 0)
     held, model = Held(dtype, quantize, kind), small_model(DEFAULTS, configs=WIDE)
     film = film_of(model, REQUEST)
     plan, found = memory_plan(WIDE, film, held), measured(model, held)
     latents = 21 * CHANNELS * (film.height // 8) * (film.width // 8) * torch.float32.itemsize
     pixels = 81 * 3 * film.height * film.width * torch.float32.itemsize
     assert 0 <= found["passes"] - plan.passes <= 4 * latents
-    if few:
-        assert found["vae"] - pixels <= plan.vae <= found["vae"] + found["passes"]
-    else:
-        assert 0 <= found["vae"] - plan.vae <= 4 * latents + pixels
+    assert 0 <= found["vae"] - plan.vae <= 4 * latents + pixels
     assert (plan.host > 0) == (kind != "none")
+
+
+def test_few_steps_count_the_vae_beside_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = film_of(small_model(DEFAULTS, configs=WIDE), REQUEST)
+    few = memory_plan(WIDE, film, Held())
+    monkeypatch.setattr(studio, "_FEW_STEPS", 0)
+    plan = memory_plan(WIDE, film, Held())
+    slots, branches = 15, 2
+    tokens = slots * WIDE.dit.frame_tokens(film.height // 8, film.width // 8)
+    caches = branches * 2 * WIDE.dit.num_layers * tokens * WIDE.dit.dim * Held().dtype.itemsize
+    assert few.passes == plan.passes
+    assert few.vae - plan.vae > caches
+    assert few.peak == few.vae
 
 
 def test_a_cache_that_gave_way_to_the_vae_comes_again_to_the_bit(
