@@ -129,7 +129,7 @@ def large(configs: Configs, held: Held, seeding: str) -> MemoryPlan:
 @pytest.mark.parametrize(
     ("configs", "held", "seeding", "most_gb"),
     [
-        (WAN_14B, Held(), "terminal", 70),
+        (WAN_14B, Held(), "terminal", 69.75),  # of 70; one name too long takes 0.1
         (WAN_14B, Held(), "midpoint", 55),
         (WAN_14B, Held(offload="model"), "terminal", 52),
         (WAN_14B, Held(offload="block", quantize="fp8"), "terminal", 24),

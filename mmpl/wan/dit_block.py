@@ -124,10 +124,11 @@ def self_attention(
     if shared.ulysses is not None:
         together = torch.cat((q_BLNK, k_BLNK, v_BLNK))
         q_BLNK, k_BLNK, v_BLNK = shared.ulysses.to_heads(together, shared.tokens).chunk(3)
-    seen = _seen(LayerKV(k_BLNK, v_BLNK), shared, cached)
+    own = [v_BLNK, k_BLNK]  # taken out to be given: a pass without slots joins one by one
     del k_BLNK, v_BLNK
-    o_BLNK = attend(shared.attention, q_BLNK, seen.k_BSNK, seen.v_BSNK, shared.visible)
-    del q_BLNK, seen
+    k_BSNK, v_BSNK = _seen(own, shared, cached)
+    o_BLNK = attend(shared.attention, q_BLNK, k_BSNK, v_BSNK, shared.visible)
+    del q_BLNK, k_BSNK, v_BSNK
     if shared.ulysses is not None:
         o_BLNK = shared.ulysses.to_tokens(o_BLNK)
     return linear(params.o, o_BLNK.flatten(2), precision.compute)
@@ -164,13 +165,15 @@ def heads(x_BLD: Tensor, config: DiTConfig) -> Tensor:
     return x_BLD.unflatten(-1, (config.num_heads, config.head_dim))
 
 
-def _seen(own: LayerKV, shared: Shared, cached: LayerKV | None) -> LayerKV:
-    """What the queries attend to; stores `own` in the cache if the pass writes."""
+def _seen(own: list[Tensor], shared: Shared, cached: LayerKV | None) -> tuple[Tensor, Tensor]:
+    """The keys and values that the queries attend to; stores those of the pass, values first in
+    `own` and gone from there, in the cache if the pass writes."""
     if cached is None or shared.read is None:
-        return own
-    if shared.write is None:
+        return own.pop(), own.pop()
+    if shared.write is not None:
+        kv_write_(cached, own.pop(), own.pop(), shared.write)
         past = kv_read(cached, shared.read)
-        keys = torch.cat((past.k_BSNK, own.k_BSNK), dim=1)
-        return LayerKV(keys, torch.cat((past.v_BSNK, own.v_BSNK), dim=1))
-    kv_write_(cached, own.k_BSNK, own.v_BSNK, shared.write)
-    return kv_read(cached, shared.read)
+        return past.k_BSNK, past.v_BSNK
+    past = kv_read(cached, shared.read)
+    k_BSNK = torch.cat((past.k_BSNK, own.pop()), dim=1)
+    return k_BSNK, torch.cat((past.v_BSNK, own.pop()), dim=1)
