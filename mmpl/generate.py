@@ -79,10 +79,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The film that will be made, and the attention backend that was taken."""
+    """The film that will be made, the attention backend that was taken, and the files of the
+    model's `text_cache` that were damaged and are made anew."""
 
     film: Film
     attention: str
+    damaged: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,8 @@ def generate(
         if ranks is not None:
             branches = 1 if film.guidance_scale == 1.0 else 2
             team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
-        studio, attention = open_studio(model, film, attention, team, wanted.given)
-        yield Started(film, attention)
+        studio, attention, damaged = open_studio(model, film, attention, team, wanted.given)
+        yield Started(film, attention, damaged)
 
         work = film.work
         if only_plan:

@@ -11,10 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
+from mmpl.checkpoint.folder import open_folder
 from mmpl.errors import ArgumentError
-from mmpl.generate import Frames, Made, Model, Request, generate, load_model
+from mmpl.generate import (
+    Frames,
+    Made,
+    Model,
+    Request,
+    generate,
+    load_model,
+    model_from_state_dicts,
+)
 from mmpl.wan.cache import KVCache, Rows, kv_allocate, kv_read, kv_write_
 from mmpl.wan.choices import OFFLOADS
 from mmpl.wan.dit import Walk, in_place
@@ -167,13 +177,28 @@ def test_layers_of_the_text_encoder_come_in_turn() -> None:
     assert all(x is y for x, y in zip(Offload("block").text_walk(blocks), blocks))
 
 
-def test_models_are_loaded_with_their_weights_in_place(tmp_path: Path) -> None:
-    folder = write_small(tmp_path)
+@pytest.mark.parametrize("source", ["folder", "state dicts"])
+def test_models_are_loaded_with_their_weights_in_place(tmp_path: Path, source: str) -> None:
+    folder, known = write_small(tmp_path), open_folder(tmp_path)
+
+    def loaded(offload: str) -> Model:
+        if source == "folder":
+            return load_model(folder, offload=offload)
+        return model_from_state_dicts(
+            dit=load_file(folder / "dit.safetensors"),
+            vae=load_file(folder / "vae.safetensors"),
+            text=load_file(folder / "text.safetensors"),
+            tokenizer_json=(folder / "tokenizer.json").read_text(encoding="utf-8"),
+            configs=known.configs,
+            defaults=known.defaults,
+            offload=offload,
+        )
+
     request = Request("red", 1, frames=5, steps=1)
     wanted = film(load_model(folder), request)
     for kind in OFFLOADS:
-        model = load_model(folder, offload=kind)
+        model = loaded(kind)
         assert model.offload.kind == kind
         assert all(torch.equal(x, y) for x, y in zip(film(model, request), wanted, strict=True))
     with pytest.raises(ArgumentError, match="none, model, block"):
-        load_model(folder, offload="disk")
+        loaded("disk")

@@ -154,6 +154,7 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     device: torch.device | str = "cpu",
+    offload: str = "none",
 ) -> Model:
     """A model from state dicts that the caller has and the text of its tokenizer.json.
 
@@ -161,8 +162,9 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
     the sizes are those of the shapes, the rest (heads of 128, VAE levels, latent statistics)
     Wan2.1's. Tensors are used as they are where format and device allow: do not change them
     afterwards. `loras`, with their strengths, are those of `lora_from_state_dict` or `read_lora`.
-    See `load_model` for `dtype` and `quantize`. Raises CheckpointError.
+    See `load_model` for `dtype`, `quantize` and `offload`. Raises CheckpointError, ArgumentError.
     """
+    residence = Offload(offload, device)
     states: dict[Kind, Mapping[str, Tensor]] = {"dit": dit, "vae": vae, "text": text}
     parts: dict[Kind, Part] = {}
     for part, flat in states.items():
@@ -177,7 +179,7 @@ def model_from_state_dicts(  # noqa: PLR0913  all of a model
         defaults or Defaults(),
         _digests(parts, tokenizer_json),
         loras,
-        Offload("none", device),
+        residence,
         dtype=dtype,
         quantize=quantize,
     )

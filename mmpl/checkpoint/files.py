@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 8 * 2**20
 MAX_CONFIG_BYTES = 2**20
 MAX_PICKLE_INDEX_BYTES = 64 * 2**20  # the pickle inside a .pt, without the tensors' bytes
 
-_DOWNLOAD_AGAIN = "copy or download the file again"
+DOWNLOAD_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def require_file(path: Path) -> int:
             wanted="a file",
         )
     if not status.st_size:
-        raise CheckpointError("the file is empty", where=str(path), todo=_DOWNLOAD_AGAIN)
+        raise CheckpointError("the file is empty", where=str(path), todo=DOWNLOAD_AGAIN)
     return status.st_size
 
 
@@ -116,7 +116,7 @@ def require_whole_json(path: Path, limit: int) -> None:
     text = read_text(path, limit).strip()
     if not (text.startswith("{") and text.endswith("}")):
         raise CheckpointError(
-            "the file is cut short or not a JSON object", where=str(path), todo=_DOWNLOAD_AGAIN
+            "the file is cut short or not a JSON object", where=str(path), todo=DOWNLOAD_AGAIN
         )
 
 
@@ -167,7 +167,7 @@ def require_header(path: Path) -> None:
             where=str(path),
             got=f"{size} bytes",
             wanted=f"{8 + length}" if size >= 8 and length < 2**40 else None,
-            todo=_DOWNLOAD_AGAIN,
+            todo=DOWNLOAD_AGAIN,
         )
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
@@ -223,53 +223,6 @@ def sha256_of(path: Path) -> str:
         ) from error
 
 
-def read_headers(path: Path) -> dict[str, TensorInfo]:
-    """Like `read_header`, for a .safetensors file or the .index.json of a sharded one."""
-    return {name: info for part in shard_headers(path).values() for name, info in part.items()}
-
-
-def shard_headers(path: Path) -> dict[Path, dict[str, TensorInfo]]:
-    """File -> its header, of every .safetensors file that `path`, a file or an index, stands for.
-
-    A shard is a plain file name beside the index, never a path, and holds exactly the tensors
-    that the index says.
-    """
-    if path.suffix != ".json":
-        return {path: read_header(path)}
-    headers: dict[Path, dict[str, TensorInfo]] = {}
-    for shard, names in index_shards(path).items():
-        headers[path.parent / shard] = header = read_header(path.parent / shard)
-        astray = sorted(names.symmetric_difference(header))
-        if astray:
-            raise CheckpointError(
-                "a shard does not hold what the index says",
-                where=str(path.parent / shard),
-                got=f"{len(astray)} missing or unexpected, {ascii(astray[0])[:80]} among them",
-                todo=_DOWNLOAD_AGAIN,
-            )
-    return headers
-
-
-def index_shards(path: Path) -> dict[str, set[str]]:
-    """File name -> the tensors in it, as an .index.json says."""
-    table = read_json(path, MAX_JSON_BYTES).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise CheckpointError(
-            "the index lists no tensors", where=str(path), wanted="an object weight_map"
-        )
-    shards: dict[str, set[str]] = {}
-    for name, shard in table.items():
-        if not isinstance(shard, str) or not _is_plain_name(shard):
-            raise CheckpointError(
-                "the index names a file outside its folder",
-                where=str(path),
-                got=ascii(shard)[:80],
-                wanted="plain .safetensors file names",
-            )
-        shards.setdefault(shard, set()).add(name)
-    return shards
-
-
 def is_zip(path: Path) -> bool:
     """Whether a pickle is of torch's zip format, the only one that can be memory-mapped."""
     require_file(path)
@@ -322,7 +275,7 @@ def refuse_damaged(path: Path, error: Exception) -> NoReturn:
         "the file is damaged, cut short or of another format",
         where=str(path),
         got=_reason(error),
-        todo=_DOWNLOAD_AGAIN,
+        todo=DOWNLOAD_AGAIN,
     ) from error
 
 
@@ -345,15 +298,6 @@ def _kind(mode: int) -> str:
         (stat.S_ISBLK, "a device"),
     )
     return next((name for test, name in kinds if test(mode)), "something else")
-
-
-def _is_plain_name(name: str) -> bool:
-    return (
-        name.endswith(".safetensors")
-        and name.isprintable()
-        and not any(c in name for c in "/\\:")
-        and not name.startswith(".")
-    )
 
 
 def _no_constant(text: str) -> NoReturn:

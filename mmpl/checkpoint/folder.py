@@ -41,6 +41,7 @@ from mmpl.checkpoint.search import (
     has,
     require_role,
 )
+from mmpl.checkpoint.shards import read_headers
 from mmpl.checkpoint.tokenizer_file import require_tokenizer
 from mmpl.errors import CheckpointError
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
@@ -127,7 +128,7 @@ def check_folder(
         if is_pickle(path):
             files.require_pickle(path)
         else:
-            entries = official(part, files.read_headers(path), where=str(path))
+            entries = official(part, read_headers(path), where=str(path))
             shapes = weight_shapes(entries, where=str(path))
             config = part_config(part, shapes, found.given[part], where=str(path))
             configs = replace(configs, **{part: config})
@@ -262,6 +263,8 @@ def _bundle(
     if not set(digests) <= set(BUNDLE_FILES) or not all(type(v) is str for v in digests.values()):
         raise CheckpointError("digests are not one text per part", where=where)
     looked = {role: require_role(role, file) for role, file in told.items()}
+    if (dit := looked.get("dit")) is not None:
+        _require_blocks(dit, given["dit"])
     return ModelFolder(
         path=path,
         kind="mmpl",
@@ -287,6 +290,7 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
         weights = require_role(part, told[part]) if part in told else None
         networks[part] = weights or choose(part, places)
         given[part] = _given(part, networks[part].path, part in told, places)
+    _require_blocks(networks["dit"], given["dit"])
     tokenizer = told["tokenizer"] if "tokenizer" in told else choose_tokenizer(places)
     roots = [place.folder for place in places] or [root]
     index = next((p for p in (f / INDEX_FILE for f in roots) if os.path.lexists(p)), None)
@@ -304,6 +308,19 @@ def _searched(path: Path, root: Path, told: Mapping[Role, Path]) -> ModelFolder:
         digests={},
         families={part: weights.family for part, weights in networks.items()},
     )
+
+
+def _require_blocks(dit: Weights, given: Mapping[str, Any]) -> None:
+    """Of a pickle, whose shapes are not known before it is loaded."""
+    wanted = given.get("num_layers", dit.blocks)
+    if is_pickle(dit.path) and dit.blocks not in (0, wanted):
+        raise CheckpointError(
+            "the transformer is of another size than its config says",
+            where=str(dit.path),
+            got=f"{dit.blocks} blocks",
+            wanted=wanted,
+            todo="give a checkpoint of this model, or the folder of the other",
+        )
 
 
 def _given(part: Kind, file: Path, told: bool, places: Sequence[Contents]) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from mmpl.checkpoint import files, lora_settings
 from mmpl.checkpoint.folder import ModelFolder, is_pickle
 from mmpl.checkpoint.lora_names import LoraFile, fit, parse, ranks
 from mmpl.checkpoint.names import official
+from mmpl.checkpoint.shards import read_headers
 
 
 def check_lora(path: Path, strength: float, folder: ModelFolder) -> LoraFile:
@@ -17,12 +18,12 @@ def check_lora(path: Path, strength: float, folder: ModelFolder) -> LoraFile:
     if is_pickle(path):
         files.require_pickle(path)
     else:
-        shapes = {name: info.shape for name, info in files.read_headers(path).items()}
+        shapes = {name: info.shape for name, info in read_headers(path).items()}
         parsed = parse(shapes, where=str(path))
         lora_settings.of_file(path, files.read_metadata(path), ranks(parsed, shapes))
         dit = folder.files["dit"]
         if not is_pickle(dit):
-            headers = official("dit", files.read_headers(dit), where=str(dit))
+            headers = official("dit", read_headers(dit), where=str(dit))
             model = {name: info.shape for name, info in headers.items()}
             fit(parsed, shapes, model, where=str(path))
     return LoraFile(path, strength, size, files.sha256_of(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -21,7 +22,8 @@ from mmpl.wan.vae import VAEParams
 class Model:
     """All that is needed to make films. `digests` tell its weights and tokenizer from others';
     `loras` is what was merged into the transformer. `offload` says where the weights live, and
-    on which device films are made of them."""
+    on which device films are made of them. In the folder `text_cache` embeddings of prompts are
+    kept, if there is one."""
 
     dit: DiTParams
     dit_config: DiTConfig
@@ -34,6 +36,7 @@ class Model:
     digests: Mapping[str, str]
     loras: tuple[Merged, ...] = ()
     offload: Offload = field(default_factory=Offload)
+    text_cache: Path | None = None
 
     @property
     def device(self) -> torch.device:

@@ -28,6 +28,7 @@ from mmpl.checkpoint.gguf_file import (
     read_entries,
 )
 from mmpl.checkpoint.names import bare
+from mmpl.checkpoint.shards import shard_headers
 from mmpl.errors import CheckpointError, is_out_of_memory
 
 # Two holes of the restricted unpickler are known; the second was closed in this version.
@@ -113,7 +114,7 @@ def digest(flat: Mapping[str, Tensor]) -> str:
 
 def _all_mapped(path: Path) -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
-    for shard, header in files.shard_headers(path).items():
+    for shard, header in shard_headers(path).items():
         flat.update(_mapped(shard, list(header)))
     return flat
 

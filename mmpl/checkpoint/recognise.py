@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mmpl.checkpoint import files
+from mmpl.checkpoint import files, shards
 from mmpl.checkpoint.names import (
     EMBEDDED_TOKENIZER,
     FRAME_RATE,
@@ -24,6 +24,7 @@ from mmpl.checkpoint.names import (
     other_naming,
     variant_of,
 )
+from mmpl.checkpoint.shards import INDEX_SUFFIX as INDEX_SUFFIX
 from mmpl.errors import CheckpointError
 
 Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
@@ -31,7 +32,6 @@ Network = Literal["dit", "vae", "text", "clip", "lora", "other"]
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 HEADER_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".gguf")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-INDEX_SUFFIX = ".index.json"
 SUFFIXES = (*HEADER_SUFFIXES, *PICKLE_SUFFIXES, INDEX_SUFFIX)
 
 TITLES: dict[Network, str] = {
@@ -47,6 +47,7 @@ TRAINING = "a training checkpoint as Self-Forcing and MMPL save it"  # the famil
 
 # One of 14B with averages and a critic takes about 10^5 operations.
 _MOST_OPERATIONS = 500_000
+_CUT = ""  # in the place of all names after these
 _LEGACY_BYTES = 16 * 2**20  # of an old pickle: what comes before the tensors' bytes is far less
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 4  # magic number, version, machine, and then what was saved
@@ -72,7 +73,9 @@ _BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
     """What a file of weights is. `family`: who names its tensors so. `relative`: what it is, if a
-    relative of the network that cannot be run, else empty."""
+    relative of the network that cannot be run, else empty. `blocks`: how many a transformer has by
+    its names; 0 where that is not sure: a critic may be deeper, and long files are not read whole.
+    """
 
     path: Path
     network: Network
@@ -80,6 +83,7 @@ class Weights:
     relative: str = ""
     tells_frame_rate: bool = False
     holds_tokenizer: bool = False
+    blocks: int = 0
 
     @property
     def title(self) -> str:
@@ -105,6 +109,7 @@ def recognised(path: Path, names: Iterable[str]) -> Weights:
         _relative(network, bare),
         network == "dit" and any(name.startswith(FRAME_RATE) for name in bare),
         network == "text" and EMBEDDED_TOKENIZER in raw,
+        _blocks(bare) if network == "dit" and not raw & {"critic", _CUT} else 0,
     )
 
 
@@ -112,10 +117,10 @@ def tensor_names(path: Path) -> Iterator[str]:
     """The names in a file of weights; of a pickle all its text constants, names among them. Raises
     CheckpointError."""
     if path.name.endswith(INDEX_SUFFIX):
-        for names in files.index_shards(path).values():
+        for names in shards.index_shards(path).values():
             yield from names
     elif path.suffix in HEADER_SUFFIXES:
-        yield from files.read_header(path)
+        yield from shards.read_headers(path)
     elif path.suffix in PICKLE_SUFFIXES:
         yield from _pickle_texts(path)
     else:
@@ -169,6 +174,7 @@ def _texts(stream: BinaryIO) -> list[str]:
         if operation.name in _TEXT_OPERATIONS and isinstance(value, str):
             texts.append(value)
         if count == _MOST_OPERATIONS:
+            texts.append(_CUT)
             break
     return texts
 
@@ -199,6 +205,12 @@ def _relative(network: Network, bare: set[str]) -> str:
     if network == "text" and (found := variant_of(bare)):
         return found[1]
     return ""
+
+
+def _blocks(bare: set[str]) -> int:
+    match = re.compile(r"blocks\.(\d{1,4})\.(?:self_attn|attn1)\.").match
+    found = (match(name) for name in bare)
+    return max((1 + int(one[1]) for one in found if one), default=0)
 
 
 def _any(pattern: str, names: Iterable[str]) -> bool:

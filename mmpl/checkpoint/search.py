@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmpl.checkpoint import files
+from mmpl.checkpoint import files, shards
 from mmpl.checkpoint.names import Kind
 from mmpl.checkpoint.recognise import INDEX_SUFFIX, SUFFIXES, TITLES, Weights, look
 from mmpl.checkpoint.tokenizer_file import MAX_TOKENIZER_BYTES, require_tokenizer
@@ -69,7 +69,9 @@ def contents(folder: Path) -> Contents:
         known.add(real)
         try:
             if path.name.endswith(INDEX_SUFFIX):
-                covered |= {path.parent / shard for shard in files.index_shards(path)}
+                covered |= set(shards.shard_paths(path))
+            else:
+                covered |= set(shards.shards_without_index(path))
             weights.append(look(path))
         except CheckpointError as error:
             damaged.append(error)
@@ -191,7 +193,7 @@ def _several(role: Role, folder: Path, paths: Iterable[Path]) -> CheckpointError
         f"several files hold {title}",
         where=str(folder),
         got=_listed(names),
-        wanted="one of them, or shards with their .index.json",
+        wanted="one of them, or all shards of one",
         todo=f"say which with {FLAGS[role]}",
     )
 

@@ -246,6 +246,10 @@ FLAGS = (
         default="auto: the least that fits the GPU's free memory",
     ),
     Flag(
+        "text_cache", MACHINE, "FOLDER", "keep there what the text encoder makes of prompts, to "
+        "do without it next time",
+    ),
+    Flag(
         "attention", MACHINE, "NAME", ", ".join(ATTENTION), **one_of(*ATTENTION), default="auto",
     ),
     THREADS,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpl.checkpoint.folder import ModelFolder
+from mmpl.checkpoint.shards import shard_paths
 from mmpl.cli.shell import Console, print_result
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
@@ -69,7 +70,9 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
         frame_tokens=dit.frame_tokens(film.height // stride, film.width // stride),
         text_tokens=dit.text_len,
         token_values=dit.in_dim * math.prod(dit.patch_size),
-        weight_bytes=sum(os.stat(path).st_size for path in folder.files.values()),
+        weight_bytes=sum(
+            os.stat(path).st_size for named in folder.files.values() for path in shard_paths(named)
+        ),
     )
     gpus = settings.get("gpus")
     ranks = settings.get("ranks", len(gpus) if gpus else 1)
@@ -97,13 +100,13 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
 
 def show(
     plan: Plan,
+    choice: Choice,
     settings: Mapping[str, Any],
     console: Console,
     memory: Mapping[str, float],
 ) -> None:
-    """Prints the prediction: JSON on stdout with --json, else a table and a Gantt chart. `memory`:
-    what is known of the memory that each process takes."""
-    choice = predict(plan)
+    """Prints the prediction `choice`: JSON on stdout with --json, else a table and a Gantt chart.
+    `memory`: what is known of the memory that each process takes."""
     numbers = {**_numbers(plan, choice), **memory}
     if "gantt" in settings:
         _write_chart(settings["gantt"], choice.timeline)
@@ -139,7 +142,7 @@ def predict(plan: Plan) -> Choice:
         costs,
         schedule,
         simulate(schedule, costs),
-        rank_bytes(layout, plan.sizes, mesh, plan.branches),
+        rank_bytes(plan.work, plan.sizes, mesh, plan.branches),
     )
 
 

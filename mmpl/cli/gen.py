@@ -129,7 +129,9 @@ def _predict(settings: Mapping[str, Any], console: Console) -> int:
     folder, _ = model_folder(settings)
     film = job.film_for(request, folder)
     plan = dry_run.plan_of(film, folder, settings)
-    dry_run.show(plan, settings, console, memory.peaks(folder.configs, film, settings))
+    choice = dry_run.predict(plan)
+    peaks = memory.peaks(folder.configs, film, settings, choice.mesh)
+    dry_run.show(plan, choice, settings, console, peaks)
     return 0
 
 

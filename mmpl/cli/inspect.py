@@ -11,12 +11,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mmpl.checkpoint.files import TensorInfo, read_headers
+from mmpl.checkpoint.files import TensorInfo
 from mmpl.checkpoint.folder import PARTS, ModelFolder, check_folder, is_pickle, part_config
 from mmpl.checkpoint.names import Kind, bare, official
 from mmpl.checkpoint.quantised import weight_shapes
 from mmpl.checkpoint.recognise import SUFFIXES, Weights, look
 from mmpl.checkpoint.search import contents
+from mmpl.checkpoint.shards import read_headers
 from mmpl.checkpoint.sizes import KNOWN_DIMS
 from mmpl.cli import job
 from mmpl.cli.model import model_folder

@@ -188,7 +188,7 @@ def _machine_of(settings: Settings) -> dict[str, Any]:
         if name in BY_NAME
         and BY_NAME[name].group == MACHINE
         and value != "auto"
-        and name != "offload"
+        and name not in ("offload", "text_cache")
     }
 
 

@@ -8,6 +8,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     )
     started = next(events)
     assert isinstance(started, Started)
+    for path in started.damaged:
+        console.warn(f"this kept text is damaged, it is made again: {path}")
     engine = {"device": str(device), "dtype": dtype, "attention": attention}
     engine |= {name: order.machine[name] for name in ("quantize", "threads")}
     notes = Notes(order.film)
@@ -154,7 +157,8 @@ def _model(
         shelf[wanted] = load_model(
             order.folder, dtype=dtype, quantize=quantize, device=device, offload=offload
         )
-    return shelf[wanted]
+    cache = order.machine["text_cache"]
+    return replace(shelf[wanted], text_cache=None if cache is None else Path(cache))
 
 
 def _given(order: Order, model: Model) -> Given:
@@ -231,6 +235,8 @@ def _again(order: Order, engine: Mapping[str, Any]) -> str:
         taken = {name: value for name, value in engine.items() if value != "none"}
         if order.machine["offload"] != "auto":
             taken["offload"] = order.machine["offload"]
+        if order.machine["text_cache"] is not None:
+            taken["text_cache"] = order.machine["text_cache"]
         rest = {**order.inputs, **order.model, **taken}
         words = command(order.film, order.folder.defaults, rest, order.output)
     return f"{order.program} {words}"

@@ -13,6 +13,7 @@ from mmpl.cli.order import Order
 from mmpl.cli.shell import Console
 from mmpl.film.memory import Held, fits, least_offload, memory_plan
 from mmpl.film.settings import Film
+from mmpl.layout.mesh import Mesh
 from mmpl.wan.choices import OFFLOADS
 
 _GB = 1e9
@@ -26,7 +27,8 @@ def offload_for(order: Order, device: torch.device, dtype: torch.dtype, console:
     if free is None:
         return "none"
     held = Held(dtype, _kind(order.machine["quantize"]))
-    plan = least_offload(order.folder.configs, order.film, held, free)
+    mesh = order.mesh or Mesh(1)
+    plan = least_offload(order.folder.configs, order.film, held, free, mesh)
     kind = plan.held.offload
     line = f"{plan.peak / _GB:.1f} GB by calculation, {free / _GB:.1f} GB free on {device}"
     console.say(f"  memory   --offload {kind}: {line}")
@@ -40,14 +42,11 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
-def peaks(configs: Configs, film: Film, settings: Mapping[str, Any]) -> dict[str, float]:
-    """For --dry_run: the most memory that a process takes on its GPU with the offload asked for,
-    with all where that is left open, and of the host. Nothing where several share a pass."""
-    mesh = settings.get("parallel")
-    if mesh is None and "parallel" in settings or mesh is not None and mesh.ulysses > 1:
-        return {}
-    if mesh is not None and mesh.cfg > 1:
-        film = replace(film, guidance_scale=1.0)  # each process takes one branch
+def peaks(
+    configs: Configs, film: Film, settings: Mapping[str, Any], mesh: Mesh
+) -> dict[str, float]:
+    """For --dry_run: the most memory that a process of `mesh` takes on its GPU with the offload
+    asked for, with all where that is left open, and of the host."""
     dtype = settings.get("dtype", "auto")
     held = Held(
         torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
@@ -56,7 +55,7 @@ def peaks(configs: Configs, film: Film, settings: Mapping[str, Any]) -> dict[str
     wanted = settings.get("offload", "auto")
     found: dict[str, float] = {}
     for kind in OFFLOADS if wanted == "auto" else (wanted,):
-        plan = memory_plan(configs, film, replace(held, offload=kind))
+        plan = memory_plan(configs, film, replace(held, offload=kind), mesh)
         found[f"gpu_gb_offload_{kind}"] = plan.peak / _GB
         if plan.host:
             found[f"host_gb_offload_{kind}"] = plan.host / _GB

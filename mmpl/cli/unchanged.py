@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mmpl.checkpoint.files import index_shards
 from mmpl.checkpoint.folder import ModelFolder
-from mmpl.checkpoint.recognise import INDEX_SUFFIX
+from mmpl.checkpoint.shards import shard_paths
 from mmpl.errors import CheckpointError
 
 Event = TypeVar("Event")
@@ -26,7 +25,7 @@ class Unchanged:
     """The files of a model as they are now, before they are loaded."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        paths = [path for named in folder.files.values() for path in _mapped(named)]
+        paths = [path for named in folder.files.values() for path in shard_paths(named)]
         self._seen = {path: _look(path) for path in paths}
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
@@ -47,13 +46,6 @@ class Unchanged:
                     wanted=f"{before[2]} bytes, as when they were loaded",
                     todo="put the file back; write a new one under another name, then rename it",
                 )
-
-
-def _mapped(named: Path) -> list[Path]:
-    """A file of a model, or the shards of which it is the index."""
-    if not named.name.endswith(INDEX_SUFFIX):
-        return [named]
-    return [named.parent / shard for shard in index_shards(named)]
 
 
 def _look(path: Path) -> Seen | None:

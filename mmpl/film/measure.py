@@ -38,8 +38,7 @@ def measured_costs(
 ) -> Costs:
     """What tasks take in seconds on the first team, and how fast the others are beside it.
 
-    Every rank of `group` must call it; all get the same. The context is emptied. Raises RankError
-    when a rank is gone.
+    Every rank of `group` must call it; all get the same. Raises RankError when a rank is gone.
     """
     own = _seconds(studio, on_wait)
     found = gathered(torch.tensor(own, dtype=torch.float64), group, on_wait=on_wait)
@@ -77,21 +76,29 @@ def _speed(ratio: float) -> float:
 @torch.no_grad()
 def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
     """For `costs_of`, on this rank."""
-    first, *others = studio.film.layout.groups
-    _pass_s(studio, reset(studio.context), first)  # the first pass loads and chooses kernels
-    context, seconds = reset(studio.context), []
-    for group in (first, *others):
-        on_wait()
-        context, taken_s = _pass_s(studio, context, group)
-        seconds.append(taken_s)
-    again_s = _pass_s(studio, reset(studio.context), first)[1]
-    seconds[0] = min(seconds[0], again_s)
+    seconds = _passes_s(studio, on_wait)  # its cache is gone before the VAE runs
     channels, rows, columns = studio.latent_shape
     z_BCTHW = torch.zeros(1, channels, _DECODED, rows, columns, device=studio.device)
     start_s = _now_s(studio.device)
     videos = vae.decode_each(studio.vae_here(), studio.vae_config, z_BCTHW.split(1, 2))
     frames = sum(video_BCFHW.shape[2] for video_BCFHW in videos)
     return [*seconds, (_now_s(studio.device) - start_s) / frames]
+
+
+def _passes_s(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
+    """Of a pass of each group; 0 of groups that the film does without."""
+    first, *others = studio.film.layout.groups
+    made = studio.film.work.made
+    context = _pass_s(studio, studio.new_context(), first)[0]  # loads and chooses kernels
+    context, seconds = reset(context), []
+    for group in (first, *others):
+        on_wait()
+        taken_s = 0.0
+        if group is first or group.name in made:
+            context, taken_s = _pass_s(studio, context, group)
+        seconds.append(taken_s)
+    again_s = _pass_s(studio, reset(context), first)[1]
+    return [min(seconds[0], again_s), *seconds[1:]]
 
 
 def _pass_s(studio: Studio, context: Context, group: Group) -> tuple[Context, float]:

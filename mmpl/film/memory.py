@@ -8,14 +8,16 @@ and what single kernels use inside.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mmpl.checkpoint.folder import Configs
-from mmpl.film.denoise import Branch, Network, commit
+from mmpl.film.denoise import Branch, Context, Network, commit
 from mmpl.film.settings import Film
 from mmpl.film.studio import Studio, furnished, read_texts
+from mmpl.layout.mesh import Mesh
 from mmpl.wan import vae
 from mmpl.wan.choices import OFFLOADS
 from mmpl.wan.dit import CrossKV, Engine
@@ -24,11 +26,13 @@ from mmpl.wan.ledger import Ledger
 from mmpl.wan.offload import Offload
 from mmpl.wan.params import Shapes, to_flat
 from mmpl.wan.text import encode_text, text_from_flat, text_shapes
+from mmpl.wan.ulysses import Ulysses
 
 META = "meta"
+_ALONE = Mesh(1)
 SPARE = 0.08  # of a device's free memory, left for what is not counted
 _DECODED = 3  # pieces of a clip, after which the decoder's memory no longer grows
-_LAYERS = 2  # of the transformer that are run: all take the same, and no more than two are copied
+_LAYERS = 2  # of a network that are run: all take the same, and no more than two are copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,30 @@ class MemoryPlan:
         return max(self.text, self.passes, self.vae)
 
 
-def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
-    """What one process takes on a GPU that makes `film` with Wan-family networks of these sizes.
+@dataclass(frozen=True, slots=True, eq=False)
+class _OneOf(Ulysses):
+    """The first of `ranks` that share every pass, with nobody to share it."""
+
+    ranks: int
+
+    @property
+    def size(self) -> int:
+        return self.ranks
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    def _gather(self, x: Tensor) -> list[Tensor]:
+        return [torch.empty_like(x) for _ in range(self.ranks)]
+
+    def _exchange(self, sent: Tensor, out: list[int], into: list[int]) -> tuple[Tensor, ...]:
+        return sent.new_empty(sum(into)).split(into)
+
+
+def memory_plan(configs: Configs, film: Film, held: Held, mesh: Mesh = _ALONE) -> MemoryPlan:
+    """What one process of `mesh` takes on its GPU for `film` with Wan-family networks of these
+    sizes.
 
     The weights of the text encoder count as bfloat16. Where the VAE runs beside the transformer it
     counts beside it.
@@ -68,11 +94,16 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     offload, ledger = Offload(held.offload, META), Ledger()
     dit = _transformer(configs, held, offload)
     decoder = offload.place_vae(vae.vae_from_flat(_flat(vae.vae_shapes(configs.vae)), configs.vae))
-    network = Network(dit, configs.dit, Engine(attention=_fused, walk=offload.walk))
+    ulysses = None if mesh.ulysses == 1 else _OneOf(cast(Any, None), mesh.ulysses)
+    engine = Engine(attention=_fused, ulysses=ulysses, walk=offload.walk)
+    network = Network(dit, configs.dit, engine)
+    if mesh.cfg > 1:
+        film = replace(film, guidance_scale=1.0)  # each process takes one branch
     hosted: list[object] = [] if held.offload == "none" else [dit.blocks, decoder]
     ledger.hold(replace(dit, blocks=()) if hosted else (dit, decoder))
     branches = 1 if film.guidance_scale == 1.0 else 2
     encoder = text_from_flat(_flat(text_shapes(configs.text), torch.bfloat16), configs.text)
+    encoder = replace(encoder, blocks=encoder.blocks[:_LAYERS])
     with torch.no_grad(), ledger.peak_of() as text:
         ids_BJ = torch.zeros(1, configs.dit.text_len, dtype=torch.long, device=META)
         embeddings = [
@@ -85,11 +116,12 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     for pin in film.pins:
         given.setdefault(pin.segment, {})[pin.latent] = torch.empty(0, device=META)
     studio = furnished(film, network, texts, given, (decoder, configs.vae), offload)
-    for branch in studio.context.branches:
-        caches = branch.cache.k_IBSNK, branch.cache.v_IBSNK
-        (hosted.append if branch.cache.hosted else ledger.hold)(caches)
+    context = studio.new_context()
+    hosted += _hold(context, ledger)
     with torch.no_grad(), ledger.peak_of() as passes:
-        _passes(studio)
+        _passes(studio, context)
+    if studio.gives_way:
+        del context
     offload.make_room()
     rest = ledger.bytes
     with torch.no_grad(), ledger.peak_of() as decoding:
@@ -99,10 +131,12 @@ def memory_plan(configs: Configs, film: Film, held: Held) -> MemoryPlan:
     return MemoryPlan(held, text(), passes(), decoding() + beside, host)
 
 
-def least_offload(configs: Configs, film: Film, held: Held, free: int) -> MemoryPlan:
+def least_offload(
+    configs: Configs, film: Film, held: Held, free: int, mesh: Mesh = _ALONE
+) -> MemoryPlan:
     """The plan with the least offloading that does with `free` bytes, some of them left over; the
     one that takes least, where none does."""
-    plans = (memory_plan(configs, film, replace(held, offload=kind)) for kind in OFFLOADS)
+    plans = (memory_plan(configs, film, replace(held, offload=kind), mesh) for kind in OFFLOADS)
     found = None
     for found in plans:
         if fits(found, free):
@@ -126,8 +160,18 @@ def _transformer(configs: Configs, held: Held, offload: Offload) -> DiTParams:
     return offload.place_dit(tree)
 
 
-def _passes(studio: Studio) -> None:
-    """One pass of every group and branch, through a few of the layers beside all the others."""
+def _hold(context: Context, ledger: Ledger) -> list[object]:
+    """Counts the caches; those in the host's memory are returned."""
+    hosted: list[object] = []
+    for branch in context.branches:
+        caches = branch.cache.k_IBSNK, branch.cache.v_IBSNK
+        (hosted.append if branch.cache.hosted else ledger.hold)(caches)
+    return hosted
+
+
+def _passes(studio: Studio, context: Context) -> None:
+    """One pass of every group that is made and every branch, through a few of the layers beside all
+    the others."""
     network, offload = studio.network, studio.offload
     blocks = network.params.blocks
     if offload.kind == "model":  # all of them come
@@ -139,9 +183,12 @@ def _passes(studio: Studio) -> None:
         config=replace(network.config, num_layers=min(_LAYERS, len(blocks))),
         engine=replace(network.engine, walk=offload.walk),
     )
-    context = replace(studio.context, branches=tuple(map(_short, studio.context.branches)))
+    context = replace(context, branches=tuple(map(_short, context.branches)))
     channels, rows, columns = studio.latent_shape
+    made = studio.film.work.made
     for group in studio.film.layout.groups:
+        if group.name not in made:
+            continue
         z_BCTHW = torch.empty(1, channels, len(group.frames), rows, columns, device=META)
         context = commit(network, context, group, z_BCTHW)
 

@@ -139,8 +139,7 @@ def _carry_out(
     decoder: _Decoder | None,
 ) -> Generator[Event, None, None]:
     book = _Book(studio.film, schedule, finished)
-    context, inside = studio.context, -1
-    operations = schedule.operations[team]
+    bench, operations = _Bench(studio), schedule.operations[team]
     last_use = _last_use(operations)
     for index, operation in enumerate(operations):
         segment = operation.segment
@@ -159,9 +158,9 @@ def _carry_out(
             elif operation.kind == "decode" and decodes:
                 yield from _decoded(studio, task, latents)
             elif operation.kind == "make":
-                if segment != inside:
-                    context, inside = _open_segment(studio, context, segment), segment
-                z_BCTHW, context = yield from _make(studio, operation, context, latents)
+                z_BCTHW = yield from bench.make(operation, latents)
+                if studio.gives_way and not _goes_on(operations, index):
+                    bench.clear()
             elif operation.kind == "hand_over":
                 z_BCTHW = _hand_over(studio, segment, latents)
             if z_BCTHW is not None:
@@ -244,9 +243,47 @@ class _Decoder:
                     self._events.put(error)
 
 
-def _open_segment(studio: Studio, context: Context, segment: int) -> Context:
-    """The storage of `context` with nothing in it but what is given in the segment."""
+class _Bench:
+    """Where groups are made: the context of the segment that they belong to. What was cleared away
+    comes again from the final latents, to the bit."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._context: Context | None = None
+        self._segment = -1
+        self._seen: tuple[str, ...] = ()
+
+    def make(self, operation: Operation, latents: Latents) -> Generator[Progress, None, Tensor]:
+        """The latents of a group, given ones among them as they are."""
+        if operation.segment != self._segment:
+            self._segment, self._seen = operation.segment, ()
+            self._context = _open_segment(self._studio, self._context, operation.segment)
+        again: tuple[str, ...] = ()
+        if self._context is None:
+            again = self._seen
+            self._context = _open_segment(self._studio, None, operation.segment)
+        self._seen += operation.refresh
+        operation = replace(operation, refresh=again + operation.refresh)
+        z_BCTHW, self._context = yield from _make(self._studio, operation, self._context, latents)
+        return z_BCTHW
+
+    def clear(self) -> None:
+        """Leaves the memory of the context to others."""
+        self._context = None
+
+
+def _goes_on(operations: tuple[Operation, ...], index: int) -> bool:
+    """Whether the next that takes memory after a group is another one of its segment."""
+    for operation in operations[index + 1 :]:
+        if operation.kind in ("make", "hand_over", "decode"):
+            return (operation.kind, operation.segment) == ("make", operations[index].segment)
+    return False
+
+
+def _open_segment(studio: Studio, context: Context | None, segment: int) -> Context:
+    """The storage of `context`, or new, with nothing in it but what is given in the segment."""
     layout = studio.layout_of(segment)
+    context = context or studio.new_context()
     context = reset(context, studio.texts[studio.film.cue(segment)], layout)
     if layout is studio.film.layout:
         return context

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmpl.checkpoint.model import Model
 from mmpl.film.denoise import Context, Network, Sampler, open_context
+from mmpl.film.embeddings import embeddings_of
 from mmpl.film.given import Given
 from mmpl.film.segment import Latents
 from mmpl.film.settings import Film
 from mmpl.film.team import ALONE, Team
 from mmpl.layout.given import with_given
 from mmpl.layout.layout import Layout
-from mmpl.layout.slots import slot_plan
+from mmpl.layout.slots import stored_slots
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.dit import CrossKV, Engine, encode_context
 from mmpl.wan.dit_params import compute_dtype
 from mmpl.wan.flow import schedule
 from mmpl.wan.offload import Offload
-from mmpl.wan.text import encode_prompts
 from mmpl.wan.ulysses import Ulysses
 from mmpl.wan.vae import VAEParams, latents_at_once
+
+_FEW_STEPS = 8  # of 50, the decode takes no more than 3 % of a segment's time, and waits its turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Studio:
     """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
-    the branches of guidance that are taken here read. `context` is empty; `latent_shape` is
-    (channels, rows, columns). `given`: for each segment with pins its latents that are not made.
+    the branches of guidance that are taken here read. `latent_shape` is (channels, rows, columns).
+    `given`: for each segment with pins its latents that are not made.
     `vae` is where `offload` has it.
     """
 
@@ -40,7 +43,6 @@ class Studio:
     network: Network
     sampler: Sampler
     texts: tuple[tuple[CrossKV, ...], ...]
-    context: Context
     vae: VAEParams
     vae_config: VAEConfig
     latent_shape: tuple[int, int, int]
@@ -54,8 +56,32 @@ class Studio:
 
     @property
     def beside(self) -> bool:
-        """Whether the VAE may run beside the transformer: both are in memory."""
-        return self.offload.kind == "none"
+        """Whether the VAE may run beside the transformer: both are in memory, and of so few steps
+        the decode is a good part of the work."""
+        return self.offload.kind == "none" and self.film.steps <= _FEW_STEPS
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether a cache is given up for the VAE: nothing else makes room for it."""
+        return self.offload.kind == "none" and not self.beside
+
+    def new_context(self) -> Context:
+        """An empty context that does for all segments of the film."""
+        return open_context(
+            self.network,
+            self.film.layout,
+            self.texts[0],
+            latent_size=self.latent_shape[1:],
+            device=self.device,
+            stored=self._stored(),
+            hosts=self.offload.hosts,
+        )
+
+    def _stored(self) -> int:
+        """The slots that need memory, in the segment that needs most."""
+        made = self.film.work.made
+        layouts = [with_given(self.film.layout, latents) for latents in self.given.values()]
+        return max(stored_slots(layout, made) for layout in (self.film.layout, *layouts))
 
     def layout_of(self, segment: int) -> Layout:
         """The layout of a segment, with what is given in it."""
@@ -77,15 +103,17 @@ class Studio:
 
 def open_studio(
     model: Model, film: Film, attention: str, team: Team = ALONE, given: Given | None = None
-) -> tuple[Studio, str]:
-    """The studio of `film`, and the attention backend that was taken. Raises ArgumentError."""
+) -> tuple[Studio, str, tuple[Path, ...]]:
+    """The studio of `film`, the attention backend that was taken, and files of `model.text_cache`
+    that were damaged. Raises ArgumentError, or OutputError where that cannot be written."""
     attention, backend = resolve_attention(attention, model.device, compute_dtype(model.dit))
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
     engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
     network = Network(model.dit, model.dit_config, engine, team.pair)
-    texts = read_texts(film, network, _embeddings(model, film))
+    embeddings, damaged = embeddings_of(model, _prompts(film))
+    texts = read_texts(film, network, embeddings)
     vae = model.vae, model.vae_config
-    return furnished(film, network, texts, given or {}, vae, model.offload), attention
+    return furnished(film, network, texts, given or {}, vae, model.offload), attention, damaged
 
 
 def furnished(
@@ -96,28 +124,17 @@ def furnished(
     vae: tuple[VAEParams, VAEConfig],
     offload: Offload,
 ) -> Studio:
-    """The studio, with an empty cache that does for all segments of `film`."""
+    """The studio of `film`, whose parts are where they belong."""
     params, config = vae
     stride, device = config.spatial_stride, offload.device
-    latent_shape = (config.z_dim, film.height // stride, film.width // stride)
-    context = open_context(
-        network,
-        film.layout,
-        texts[0],
-        latent_size=latent_shape[1:],
-        device=device,
-        stored=_stored(film, given),
-        hosts=offload.hosts,
-    )
     return Studio(
         film,
         network,
         Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
         texts,
-        context,
         params,
         config,
-        latent_shape,
+        (config.z_dim, film.height // stride, film.width // stride),
         {
             segment: {frame: z_BCHW.to(device) for frame, z_BCHW in latents.items()}
             for segment, latents in given.items()
@@ -126,19 +143,9 @@ def furnished(
     )
 
 
-@torch.no_grad()
-def _embeddings(model: Model, film: Film) -> list[Tensor]:
+def _prompts(film: Film) -> list[str]:
     prompts = [cue.prompt for cue in film.script]
-    if film.guidance_scale != 1.0:
-        prompts.append(film.negative_prompt)
-    return encode_prompts(
-        model.text,
-        model.text_config,
-        model.tokenizer,
-        prompts,
-        model.dit_config.text_len,
-        walk=model.offload.text_walk,
-    )
+    return prompts if film.guidance_scale == 1.0 else [*prompts, film.negative_prompt]
 
 
 @torch.no_grad()
@@ -156,9 +163,3 @@ def read_texts(
     if network.branch is not None:
         branches = [(both[network.branch],) for both in branches]
     return tuple(branches)
-
-
-def _stored(film: Film, given: Given) -> int:
-    """The slots that need memory, in the segment that needs most."""
-    layouts = [with_given(film.layout, latents) for latents in given.values()]
-    return max(slot_plan(layout).stored for layout in (film.layout, *layouts))

@@ -13,7 +13,7 @@ from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
 from mmpl.layout.simulate import Timeline, makespan_bound, simulate
-from mmpl.layout.slots import slot_plan
+from mmpl.layout.slots import stored_slots
 from mmpl.layout.work import Work
 
 HALF, FULL = 2, 4  # bytes of a number: in keys, values and activations; in latents
@@ -151,9 +151,9 @@ def stage_costs(
     )
 
 
-def rank_bytes(layout: Layout, sizes: Sizes, mesh: Mesh, branches: int) -> float:
+def rank_bytes(work: Work, sizes: Sizes, mesh: Mesh, branches: int) -> float:
     """Memory of one rank: all weights, and its share of the keys and values that are kept."""
-    tokens = slot_plan(layout).stored * sizes.frame_tokens
+    tokens = stored_slots(work.layout, work.made) * sizes.frame_tokens
     both = 2 * tokens * sizes.dim * sizes.layers * HALF  # keys and values
     return sizes.weight_bytes + both * branches / mesh.cfg / mesh.ulysses
 
@@ -176,13 +176,13 @@ def choose_mesh(
     layout = work.layout
     promising: list[tuple[float, int, Mesh, Costs]] = []
     for mesh in _widest(ranks, sizes.heads, branches):
-        if rank_bytes(layout, sizes, mesh, branches) <= machine.memory_bytes:
+        if rank_bytes(work, sizes, mesh, branches) <= machine.memory_bytes:
             costs = stage_costs(layout, sizes, machine, mesh, steps=steps, branches=branches)
             bound = makespan_bound(work, mesh.teams, costs)
             promising.append((bound, mesh.ranks, mesh, costs))
     if not promising:
         least = min(
-            rank_bytes(layout, sizes, mesh, branches)
+            rank_bytes(work, sizes, mesh, branches)
             for mesh in _widest(ranks, sizes.heads, branches)
         )
         raise ArgumentError(
@@ -197,9 +197,7 @@ def choose_mesh(
         schedule = build_schedule(work, mesh.teams, costs, order=order)
         timeline = simulate(schedule, costs)
         if best is None or timeline.makespan_s < best.timeline.makespan_s:
-            best = Choice(
-                mesh, costs, schedule, timeline, rank_bytes(layout, sizes, mesh, branches)
-            )
+            best = Choice(mesh, costs, schedule, timeline, rank_bytes(work, sizes, mesh, branches))
     assert best is not None  # there was at least one
     return best
 

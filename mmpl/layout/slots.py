@@ -8,6 +8,7 @@ follow it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mmpl.errors import ArgumentError
@@ -35,8 +36,8 @@ class Pass:
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
     """`order[slot]` is the latent frame in that slot; one pass per group, in layout order. Only
-    the first `stored` slots need memory: those behind are of a group that nobody looks back at and
-    that reads itself last, so it can do with its own keys and values as it has them."""
+    the first `stored` slots need memory: those behind are of groups that nobody looks back at and
+    that read themselves last, so they can do with their own keys and values as they have them."""
 
     order: tuple[int, ...]
     passes: tuple[Pass, ...]
@@ -81,12 +82,23 @@ def slot_plan(layout: Layout) -> SlotPlan:
     return SlotPlan(order, passes, _stored(layout, passes))
 
 
-def _stored(layout: Layout, passes: tuple[Pass, ...]) -> int:
-    """All slots, less those of a last group that no other reads."""
-    kept = {group.name for group in committed(layout)}
-    last = max(passes, key=lambda step: step.write[1])
-    alone = last.group not in kept and last.gather is None
-    return last.write[0] if alone else last.write[1]
+def stored_slots(layout: Layout, made: Collection[str]) -> int:
+    """The first slots that need memory where of all groups only those called `made` are made."""
+    return _stored(layout, slot_plan(layout).passes, made)
+
+
+def _stored(layout: Layout, passes: tuple[Pass, ...], made: Collection[str] | None = None) -> int:
+    """The slots of groups that some other reads, and of those that do not read themselves last."""
+    running = [group for group in layout.groups if made is None or group.name in made]
+    kept = {group.name for group in committed(layout, running)}
+    names, stored = {group.name for group in running}, 0
+    for step in passes:
+        last = step.gather is None and step.read[1] == step.write[1]
+        if step.group in kept or (step.group in names and not last):
+            stored = max(stored, step.write[1], step.read[1])
+        elif step.group in names and step.read[0] < step.write[0]:
+            stored = max(stored, step.write[0])
+    return stored
 
 
 def _atoms(layout: Layout) -> list[tuple[int, ...]]:

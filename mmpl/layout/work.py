@@ -82,6 +82,11 @@ class Work:
         return tuple(task for task in self.tasks if task.kind == "make" and task.group in handed)
 
     @property
+    def made(self) -> frozenset[str]:
+        """The groups that some segment makes."""
+        return frozenset(task.group for task in self.tasks if task.kind == "make")
+
+    @property
     def width(self) -> int:
         """How many groups of a segment can be made at once: the most at one depth of needs."""
         depths: dict[Task, int] = {}

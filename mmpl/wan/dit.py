@@ -197,10 +197,15 @@ def dit(
         ulysses=engine.ulysses,
         tokens=tokens,
     )
+    tokens_BLD = [x_BLD]
+    del x_BLD
     for index, (block_params, cached) in enumerate(engine.walk(params.blocks, cache, write, read)):
         text = context.layer(index)
-        x_BLD = engine.block_fn(block_params, config, x_BLD, shared, text, cached)
-    y_BLC = head(params.head, config, x_BLD, time.e_BTD, precision)
+        # Taken out to be given: what went into a block need not outlive it.
+        tokens_BLD.append(
+            engine.block_fn(block_params, config, tokens_BLD.pop(), shared, text, cached)
+        )
+    y_BLC = head(params.head, config, tokens_BLD.pop(), time.e_BTD, precision)
     if engine.ulysses is not None:
         y_BLC = engine.ulysses.gather(y_BLC, tokens)
     return unpatchify(config, y_BLC, x_BCTHW.shape[2:])

@@ -80,15 +80,27 @@ def block(
     m_BT61D = (cast(params.modulation, precision.island) + shared.e_BT6D).unsqueeze(3)
     shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = m_BT61D.unbind(2)
 
-    y_BLD = ops.modulated_norm(x_BLD, shift_sa, scale_sa, config.eps)
-    y_BLD = self_attention(params.self_attn, config, y_BLD, shared, cached)
+    # What a function is given has no name here, so that it can be let go of there.
+    y_BLD = self_attention(
+        params.self_attn,
+        config,
+        cast(ops.modulated_norm(x_BLD, shift_sa, scale_sa, config.eps), precision.compute),
+        shared,
+        cached,
+    )
     x_BLD = ops.gated_add(x_BLD, y_BLD, gate_sa)
+    del y_BLD
 
-    y_BLD = ops.affine_norm(params.norm3, x_BLD, config.eps)
-    x_BLD = x_BLD + cross_attention(params.cross_attn, config, y_BLD, shared, text)
+    normed_BLD = ops.affine_norm(params.norm3, x_BLD, config.eps)
+    x_BLD = x_BLD + cross_attention(params.cross_attn, config, normed_BLD, shared, text)
+    del normed_BLD
 
-    y_BLD = ops.modulated_norm(x_BLD, shift_ffn, scale_ffn, config.eps)
-    y_BLD = ops.mlp(params.ffn_in, params.ffn_out, y_BLD, precision.compute)
+    y_BLD = ops.mlp(
+        params.ffn_in,
+        params.ffn_out,
+        cast(ops.modulated_norm(x_BLD, shift_ffn, scale_ffn, config.eps), precision.compute),
+        precision.compute,
+    )
     return ops.gated_add(x_BLD, y_BLD, gate_ffn)
 
 
@@ -99,20 +111,24 @@ def self_attention(
     shared: Shared,
     cached: LayerKV | None,
 ) -> Tensor:
-    """Attention between tokens: of the pass alone, or of the pass and the cache."""
+    """Attention between tokens, y_BLD in the compute format: of the pass alone, or of the pass and
+    the cache."""
     precision = shared.precision
-    y_BLD = cast(y_BLD, precision.compute)
     q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision), shared.rope_L1C2)
+    q_BLNK = cast(q_BLNK, precision.compute)
     k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision), shared.rope_L1C2)
     v_BLNK = heads(linear(params.v, y_BLD, precision.compute), config)
-    q_BLNK = cast(q_BLNK, precision.compute)
+    del y_BLD
     if shared.write is None or shared.ulysses is not None:  # else rounded when it is stored
         k_BLNK = cast(k_BLNK, precision.compute)
     if shared.ulysses is not None:
         together = torch.cat((q_BLNK, k_BLNK, v_BLNK))
         q_BLNK, k_BLNK, v_BLNK = shared.ulysses.to_heads(together, shared.tokens).chunk(3)
-    seen = _seen(LayerKV(k_BLNK, v_BLNK), shared, cached)
-    o_BLNK = attend(shared.attention, q_BLNK, seen.k_BSNK, seen.v_BSNK, shared.visible)
+    own = [v_BLNK, k_BLNK]  # taken out to be given: a pass without slots joins one by one
+    del k_BLNK, v_BLNK
+    k_BSNK, v_BSNK = _seen(own, shared, cached)
+    o_BLNK = attend(shared.attention, q_BLNK, k_BSNK, v_BSNK, shared.visible)
+    del q_BLNK, k_BSNK, v_BSNK
     if shared.ulysses is not None:
         o_BLNK = shared.ulysses.to_tokens(o_BLNK)
     return linear(params.o, o_BLNK.flatten(2), precision.compute)
@@ -149,13 +165,15 @@ def heads(x_BLD: Tensor, config: DiTConfig) -> Tensor:
     return x_BLD.unflatten(-1, (config.num_heads, config.head_dim))
 
 
-def _seen(own: LayerKV, shared: Shared, cached: LayerKV | None) -> LayerKV:
-    """What the queries attend to; stores `own` in the cache if the pass writes."""
+def _seen(own: list[Tensor], shared: Shared, cached: LayerKV | None) -> tuple[Tensor, Tensor]:
+    """The keys and values that the queries attend to; stores those of the pass, values first in
+    `own` and gone from there, in the cache if the pass writes."""
     if cached is None or shared.read is None:
-        return own
-    if shared.write is None:
+        return own.pop(), own.pop()
+    if shared.write is not None:
+        kv_write_(cached, own.pop(), own.pop(), shared.write)
         past = kv_read(cached, shared.read)
-        keys = torch.cat((past.k_BSNK, own.k_BSNK), dim=1)
-        return LayerKV(keys, torch.cat((past.v_BSNK, own.v_BSNK), dim=1))
-    kv_write_(cached, own.k_BSNK, own.v_BSNK, shared.write)
-    return kv_read(cached, shared.read)
+        return past.k_BSNK, past.v_BSNK
+    past = kv_read(cached, shared.read)
+    k_BSNK = torch.cat((past.k_BSNK, own.pop()), dim=1)
+    return k_BSNK, torch.cat((past.v_BSNK, own.pop()), dim=1)

@@ -60,7 +60,9 @@ def linear(params: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Linear, tanh-GELU, Linear, computed in `dtype`."""
-    return linear(second, F.gelu(linear(first, x, dtype), approximate="tanh"), dtype)
+    x = linear(first, x, dtype)  # by one name: no three of them in memory at once
+    x = F.gelu(x, approximate="tanh")
+    return linear(second, x, dtype)
 
 
 def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:

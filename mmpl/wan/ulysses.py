@@ -24,11 +24,14 @@ class Ulysses:
     def size(self) -> int:
         return dist.get_world_size(self.group)
 
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self.group)
+
     def rows(self, tokens: int) -> slice:
         """Which of `tokens` tokens are this rank's."""
         counts = self._counts(tokens)
-        rank = dist.get_rank(self.group)
-        return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        return slice(sum(counts[: self.rank]), sum(counts[: self.rank + 1]))
 
     def to_heads(self, x_BLNK: Tensor, tokens: int) -> Tensor:
         """Own tokens of all heads -> all `tokens` tokens of own heads."""
@@ -45,7 +48,7 @@ class Ulysses:
         """All tokens of own heads -> own tokens of all heads."""
         B, tokens, heads, K = x_BLNK.shape
         counts = self._counts(tokens)
-        own = counts[dist.get_rank(self.group)]
+        own = counts[self.rank]
         sent = torch.cat([part.reshape(-1) for part in x_BLNK.split(counts, dim=1)])
         one = B * heads * K
         parts = self._exchange(sent, [one * count for count in counts], [one * own] * self.size)
@@ -57,8 +60,7 @@ class Ulysses:
         B, _, D = x_BLD.shape
         longest = x_BLD.new_zeros(B, max(counts), D)
         longest[:, : x_BLD.shape[1]] = x_BLD
-        parts = [torch.empty_like(longest) for _ in counts]
-        dist.all_gather(parts, longest, group=self.group)
+        parts = self._gather(longest)
         kept = [part[:, :count] for part, count in zip(parts, counts, strict=True)]
         return torch.cat(kept, dim=1)
 
@@ -66,6 +68,11 @@ class Ulysses:
         """Tokens of each rank: as even as can be."""
         whole, rest = divmod(tokens, self.size)
         return [whole + (rank < rest) for rank in range(self.size)]
+
+    def _gather(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x, group=self.group)
+        return parts
 
     def _exchange(self, sent: Tensor, out: list[int], into: list[int]) -> tuple[Tensor, ...]:
         received = sent.new_empty(sum(into))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +34,7 @@ Damage = Callable[[Path], object]
 DIT, VAE, TEXT = worlds.dit_state(), worlds.vae_state(), worlds.text_state()
 COMFY_DIT = "diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors"
 DIFFUSERS_DIT = "transformer/diffusion_pytorch_model.safetensors"
+SHARDS = [f"diffusion_pytorch_model-{n:05}-of-00002.safetensors" for n in (1, 2)]
 
 
 def same(tree: object, wanted: dict[str, Tensor]) -> bool:
@@ -49,6 +50,12 @@ def equal(model: Model) -> bool:
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "diffusers": worlds.write_diffusers_folder,
     "diffusers in shards": lambda path: worlds.write_diffusers_folder(path, shards=3),
+    "diffusers in shards without index": lambda path: without_index(
+        worlds.write_diffusers_folder(path)
+    ),
+    "one shard of a diffusers folder": lambda path: (
+        without_index(worlds.write_diffusers_folder(path)) / "transformer" / SHARDS[1]
+    ),
     "ComfyUI": worlds.write_comfy_folder,
     "ComfyUI, all in one folder": lambda path: worlds.write_comfy_folder(path, flat=True),
     "odd names, no config": worlds.write_odd_folder,
@@ -264,16 +271,48 @@ def loop(folder: Path) -> None:
     (folder / DIFFUSERS_DIT).unlink()
 
 
-def without_index(folder: Path) -> None:
+def without_index(folder: Path, change: Damage = lambda transformer: None) -> Path:
     (folder / DIFFUSERS_DIT).unlink()
     worlds.write_shards(folder / "transformer", worlds.renamed("dit", DIT)).unlink()
+    change(folder / "transformer")
+    return folder
+
+
+def one_less(transformer: Path) -> None:
+    state = load_file(transformer / SHARDS[0])
+    del state[next(name for name in state if name.startswith("blocks.0.ffn"))]
+    save_file(state, transformer / SHARDS[0])
+
+
+def in_both_shards(transformer: Path) -> None:
+    one, other = (load_file(transformer / shard) for shard in SHARDS)
+    save_file(one | dict(list(other.items())[:1]), transformer / SHARDS[0])
 
 
 TRANSFORMER = "transformer/config.json"
 BAD: dict[str, tuple[Damage, str]] = {
     "two families": (lambda f: save_file(DIT, f / "x.safetensors"), "several .*--checkpoint"),
     "two VAEs": (lambda f: torch.save(VAE, f / "x.pth"), "several .*a video VAE.*--vae"),
-    "shards without index": (without_index, "several files hold a transformer.*index"),
+    "a missing shard": (
+        lambda f: without_index(f, lambda t: (t / SHARDS[1]).unlink()),
+        f"{SHARDS[1]}: no such file",
+    ),
+    "the last shard alone": (
+        lambda f: without_index(f, lambda t: (t / SHARDS[0]).unlink()),
+        f"{SHARDS[0]}: no such file",
+    ),
+    "a shard cut short": (
+        lambda f: without_index(f, lambda t: os.truncate(t / SHARDS[1], 100)),
+        f"{SHARDS[1]}: the file is cut short",
+    ),
+    "a tensor in two shards": (
+        lambda f: without_index(f, in_both_shards),
+        f"{SHARDS[1]}: a shard holds what another",
+    ),
+    "shards of two models": (
+        lambda f: without_index(f, lambda t: worlds.write_shards(t, DIT, 3).unlink()),
+        "several files hold a transformer.*all shards of one",
+    ),
     "a T5 in its place": (
         replaced(saved(TEXT)),
         "no transformer .*transformer/diffusion.* .a text encoder",
@@ -328,6 +367,12 @@ def test_bad_folders(tmp_path: Path, name: str) -> None:
     refused(message, folder)
 
 
+def test_shards_must_be_complete_together(tmp_path: Path) -> None:
+    folder = without_index(worlds.write_diffusers_folder(tmp_path / "model"), one_less)
+    with pytest.raises(CheckpointError, match=r"missing .*blocks\.0\.ffn"):
+        load_model(folder)
+
+
 def test_bad_files_for_a_part(tmp_path: Path) -> None:
     folder = worlds.write_odd_folder(tmp_path / "model")
     refused(
@@ -345,6 +390,15 @@ def test_bad_files_for_a_part(tmp_path: Path) -> None:
     vace = DIT | {"vace_blocks.0.x": torch.ones(1)}
     torch.save(vace, folder / "vace.pt")
     refused("Wan VACE", folder, checkpoint=folder / "vace.pt")
+
+
+def test_the_depth_of_a_pickle_is_that_of_the_generator(tmp_path: Path) -> None:
+    folder = worlds.write_wan_folder(tmp_path / "model")
+    deep = {name.replace("blocks.0.", "blocks.7."): tensor for name, tensor in DIT.items()}
+    torch.save({"generator": DIT, "critic": deep}, folder / "with_critic.pt")
+    assert same(load_model(folder, checkpoint=folder / "with_critic.pt").dit, DIT)
+    torch.save({"generator": DIT | deep}, folder / "deep.pt")
+    refused("another size .*got 8 blocks", folder, checkpoint=folder / "deep.pt")
 
 
 def test_too_many_files(tmp_path: Path) -> None:

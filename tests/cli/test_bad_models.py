@@ -72,6 +72,14 @@ def big_lora(folder: Path) -> None:
     save_file(lora_worlds.comfy(pairs), folder / LORA)
 
 
+def deep_checkpoint(folder: Path) -> None:
+    """A training checkpoint of a deeper transformer than the folder's config says."""
+    state = worlds.dit_state()
+    state |= {name.replace("blocks.0.", "blocks.7."): x.clone() for name, x in state.items()}
+    inside = {f"model._fsdp_wrapped_module.{name}": x for name, x in state.items()}
+    torch.save({"generator": inside, "generator_ema": inside}, folder / "deep.pt")
+
+
 def looped(folder: Path) -> None:
     """A folder that is inside itself, and no VAE."""
     (folder / "again").symlink_to(folder, target_is_directory=True)
@@ -91,6 +99,9 @@ CASES: dict[str, Case] = {
     ),
     "a T5 as checkpoint": Case(
         lambda f: None, "does not hold a transformer", ("--checkpoint", TEXT)
+    ),
+    "a checkpoint of another size": Case(
+        deep_checkpoint, "got 8 blocks", ("--checkpoint", "deep.pt")
     ),
     "a VAE for the T5": Case(
         instead(TEXT, lambda p: torch.save(worlds.vae_state(), p)), "no text encoder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_film_from_a_diffusers_folder(gen: Gen, tmp_path: Path) -> None:
     assert (code, out) == (0, "film.mp4\n"), err
     assert "diffusers folder" in err
     assert "were never trained for layout" in err
+
+
+def test_a_prediction_counts_every_shard(gen: Gen, tmp_path: Path) -> None:
+    def predicted(shards: int) -> float:
+        folder = worlds.write_diffusers_folder(tmp_path / str(shards), shards=shards)
+        code, out, err = gen(*FILM, "--model_path", folder, "--dry_run", "--json")
+        assert code == 0, err
+        return json.loads(out)["memory_gb_per_rank"]
+
+    headers_gb = 20e3 / 1e9
+    assert predicted(3) == pytest.approx(predicted(0), abs=headers_gb)
+    assert predicted(2) > 10 * headers_gb
 
 
 def test_film_from_single_files(gen: Gen, tmp_path: Path) -> None:

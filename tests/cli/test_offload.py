@@ -11,7 +11,9 @@ from mmpl.cli import make, memory
 from tests.cli.conftest import PROMPT, Gen
 from tests.cli.test_film import again, frames_of, settings_of
 
-FILM = ("--prompt", PROMPT, "--seed", 7, "--num_frames", 5, "--steps", 1, "--guidance_scale", 3)
+SAID = ("--prompt", PROMPT, "--seed", 7, "--steps", 1, "--guidance_scale", 3)
+FILM = (*SAID, "--num_frames", 5)
+SEGMENT = (*SAID, "--num_frames", 81)
 
 
 def test_a_film_is_the_same_and_goes_on_with_any_offload(gen: Gen) -> None:
@@ -60,21 +62,29 @@ def test_auto_says_what_it_took(
 
 
 def test_a_prediction_says_what_each_offload_takes(gen: Gen) -> None:
-    code, out, err = gen(*FILM, "--dry_run", "--json")
+    code, out, err = gen(*SEGMENT, "--dry_run", "--json")
     assert code == 0, err
     found = json.loads(out)
     peaks = [found[f"gpu_gb_offload_{kind}"] for kind in ("none", "model", "block")]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] > 0
     assert found["host_gb_offload_block"] > found["host_gb_offload_model"] > 0
-    code, out, _ = gen(*FILM, "--dry_run", "--json", "--offload", "model", "--dtype", "fp32")
+    code, out, _ = gen(*SEGMENT, "--dry_run", "--json", "--offload", "model", "--dtype", "fp32")
     one = json.loads(out)
     assert [name for name in one if "offload" in name] == [
         "gpu_gb_offload_model",
         "host_gb_offload_model",
     ]
     assert one["gpu_gb_offload_model"] > peaks[1]
-    shared = ("--ranks", 2, "--parallel", "1x1x2")
-    code, out, _ = gen(*FILM, "--dry_run", "--json", *shared)
-    assert code == 0
-    assert not any("offload" in name for name in json.loads(out))
+
+
+def test_a_prediction_counts_what_is_shared(gen: Gen) -> None:
+    """Of processes that share passes each has a part of the cache."""
+    known = (*SEGMENT, "--dry_run", "--json", "--offload", "none")
+    alone = json.loads(gen(*known)[1])["gpu_gb_offload_none"]
+    for mesh in ("1x1x2", "1x2x1", "auto"):
+        code, out, err = gen(*known, "--ranks", 2, "--parallel", mesh)
+        assert code == 0, err
+        found = json.loads(out)
+        assert (found["gpu_gb_offload_none"] < alone) == found["mesh"].startswith("1 x")
+        assert mesh == "auto" or found["mesh"].startswith("1 x")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 import mmpl.generate
+from mmpl.film import studio
 from mmpl.film.runtime import carry_out
 from mmpl.generate import Frames, Made, Mesh, Ranks, Request, Started, generate
 from tests.dist.ranks import run_ranks
@@ -75,6 +76,20 @@ def test_the_same_bits_on_any_number_of_ranks(
     assert found[0][1] == frames
     assert all(part == b"" for _, part in found[1:]), "frames come out at rank 0 alone"
     assert sum(bool(part) for part, _ in found) > 1, "the work is shared"
+
+
+def giving_way(rank: int, request: Request) -> Bits:
+    """As of many steps, where the cache gives way to the VAE."""
+    studio._FEW_STEPS = 0
+    return film_of_rank(rank, request, {"order": "film_first"})
+
+
+def test_a_cache_that_gives_way_changes_nothing(alone: dict[str, Bits]) -> None:
+    request = Request(PROMPT, seed=3, frames=260)
+    wanted, frames = on_one_rank(alone, request)
+    found = run_ranks(2, giving_way, request)
+    assert found[0][1] == frames
+    assert found[0][0] | found[1][0] == wanted
 
 
 def decoding_beside(rank: int, request: Request) -> Bits:

@@ -60,7 +60,7 @@ def makespan(rank: int, segments: int, mesh: Mesh, mode: str) -> float:
     work = film.work
     plan = build_schedule(work, mesh.teams, COSTS, mode=mode)
     studio: Any = SimpleNamespace(
-        film=film, latent_shape=SHAPE, device=torch.device("cpu"), context=None, texts=(None,)
+        film=film, latent_shape=SHAPE, device=torch.device("cpu"), gives_way=False
     )
     group = dist.group.WORLD
     assert group is not None
@@ -74,7 +74,7 @@ def makespan(rank: int, segments: int, mesh: Mesh, mode: str) -> float:
         mock.patch.object(runtime, "_make", asleep),
         mock.patch.object(runtime, "_hand_over", return_value=seeds),
         mock.patch.object(runtime, "decode", black),
-        mock.patch.object(runtime, "reset", lambda context, texts: context),
+        mock.patch.object(runtime, "_open_segment"),
     ):
         dist.all_reduce(frames)  # a common start
         start = time.monotonic()

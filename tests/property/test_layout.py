@@ -34,7 +34,7 @@ from mmpl.layout.presets import (
     without_early,
     without_midpoint,
 )
-from mmpl.layout.slots import Pass, slot_plan
+from mmpl.layout.slots import Pass, slot_plan, stored_slots
 
 # One row per query frame, one digit per key frame 0..20; clean keys | noisy keys.
 #                 0 1 2 3 4 . . . . 9 10. 12. . . . . 18. 20
@@ -238,6 +238,18 @@ def test_uncommitted_frames_have_the_last_slots() -> None:
         assert sorted(slot_plan(layout).order[-len(tail) :]) == list(tail)
 
 
+def test_groups_that_are_not_made_need_no_memory() -> None:
+    def stored(*made: str) -> int:
+        return stored_slots(mmpl_t2v(), made)
+
+    assert stored("init", "plan", "fill_head", "fill_tail") == 15
+    assert stored("init", "plan", "fill_head") == stored("plan", "fill_head") == 9
+    assert stored("init", "plan") == 9  # init and what lies before it: plan is read last
+    assert stored("init") == 0
+    window = bidirectional_window(5, 2)
+    assert stored_slots(window, [group.name for group in window.groups]) == 2
+
+
 def test_sink_and_window_gather() -> None:
     plan = slot_plan(chunked(6, 1, window=3, sink=1))
     last = plan.pass_of("chunk_6")
@@ -384,6 +396,30 @@ def test_slots_hold_each_frame_once_and_passes_touch_what_the_layout_says(layout
         assert sorted(step.frames) == list(group.frames)
         slots = range(*step.read) if step.gather is None else step.gather
         assert sorted(plan.order[slot] for slot in slots) == sorted((*group.sees, *group.frames))
+
+
+@given(layouts(), st.data())
+def test_what_is_made_of_a_layout_fits_into_the_slots_that_are_stored(
+    layout: Layout, data: st.DataObject
+) -> None:
+    """Each group has its own slots, or none of them and can do without: what it reads are stored
+    slots of others, then itself. Nothing is stored for nobody."""
+    wanted = data.draw(st.sets(st.integers(0, layout.frames - 1), min_size=1))
+    made = [group.name for group in needed(layout, wanted)]
+    plan, stored = slot_plan(layout), stored_slots(layout, made)
+    assert stored_slots(layout, [group.name for group in layout.groups]) == plan.stored
+    kept = {group.name for group in committed(layout, needed(layout, wanted))}
+    used = 0
+    for step in plan.passes:
+        if step.group not in made:
+            continue
+        if step.write[1] <= stored:
+            used = max(used, step.write[1], step.read[1])
+        else:
+            assert step.group not in kept
+            assert (step.gather, step.read[1]) == (None, step.write[1])
+            used = max(used, step.write[0] if step.read[0] < step.write[0] else 0)
+    assert used == stored
 
 
 @given(layouts())

@@ -24,6 +24,7 @@ from mmpl.layout.presets import mmpl_t2v
 from mmpl.layout.schedule import build_schedule
 from mmpl.layout.simulate import Timeline, simulate
 from mmpl.layout.timeline import chain_of
+from mmpl.layout.work import Work, film_work
 from tests.property.films import film
 
 BIG = Sizes(
@@ -148,13 +149,16 @@ def test_flops_of_a_pass() -> None:
 
 
 def test_memory_of_a_rank() -> None:
-    def gb(mesh: Mesh) -> float:
-        return rank_bytes(LAYOUT, BIG, mesh, 2) / 1e9
+    def gb(mesh: Mesh, work: Work = FILM) -> float:
+        return rank_bytes(work, BIG, mesh, 2) / 1e9
 
     assert gb(Mesh(1)) == pytest.approx(66.9, abs=0.1)
     keys_and_values = gb(Mesh(1)) - 28.58
     assert gb(Mesh(1, cfg=2)) == pytest.approx(28.58 + keys_and_values / 2)
     assert gb(Mesh(3, cfg=2, ulysses=4)) == pytest.approx(28.58 + keys_and_values / 8)
+    chain = chain_of(LAYOUT, seeding="midpoint", temporal_stride=4)
+    half = film_work(LAYOUT, chain, 400)  # of whose layout fill_tail is never made
+    assert gb(Mesh(1), half) == pytest.approx(28.58 + keys_and_values * 9 / 15)
 
 
 def test_exchange_costs_what_the_link_says() -> None:
