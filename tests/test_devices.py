@@ -47,7 +47,8 @@ def nothing_is_asked_of_what_has_no_data(monkeypatch: pytest.MonkeyPatch) -> Non
 def made(studio: Studio, done: frozenset[Task] = frozenset()) -> list[Task | int]:
     """The tasks that are done of the film, and how many frames came."""
     film = studio.film
-    costs = Costs(*({group.name: 1.0 for group in film.layout.groups},) * 2)
+    shares = {group.name: 1.0 for group in film.layout.groups}
+    costs = Costs(shares, shares)
     plan = build_schedule(film.work, 1, costs, order="plan_first", done=done)
     found: list[Task | int] = []
     with OneDevice():

@@ -63,9 +63,10 @@ def module(
             if module_before is not None:
                 sys.modules[key] = module_before
     # Its islands of float32 are switched on for CUDA alone.
-    cast = {"enabled": False} if device == "cpu" else {}
-    autocast = lambda **options: torch.autocast(device, **(options | cast))  # noqa: E731
-    vars(found)["amp"] = SimpleNamespace(autocast=autocast)
+    off: dict[str, Any] = {"enabled": False} if device == "cpu" else {}
+    vars(found)["amp"] = SimpleNamespace(
+        autocast=lambda **o: torch.autocast(device, **{**o, **off})
+    )
     return found
 
 

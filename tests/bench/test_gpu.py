@@ -72,17 +72,24 @@ def test_what_is_aimed_at_is_measured(records: list[Record]) -> None:
         "device busy",
         "--offload model, peak",
         "--offload model, slowdown",
+        "--offload block, apart",
+        "apart from the plain way",
     ):
         assert any(part in name for name in aims), part
     near = [f["value"] for f in figures(records) if "peak beside plan" in f["name"]]
     assert len(near) == 5
     assert all(0.95 <= value <= 1.05 for value in near)
+    apart = [f for f in figures(records) if "apart" in f["name"]]
+    assert len(apart) == 7
+    assert all(figure["reached"] for figure in apart)
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, mask_LS: Tensor | None = None) -> Tensor:
+def by_products(
+    q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None
+) -> Tensor:
     """Attention of operations that torch counts on a CPU too."""
-    scores = torch.einsum("blnk,bsnk->bnls", q, k).softmax(-1)
-    return torch.einsum("bnls,bsnk->blnk", scores, v)
+    scores = torch.einsum("blnk,bsnk->bnls", q_BLNK, k_BSNK).softmax(-1)
+    return torch.einsum("bnls,bsnk->blnk", scores, v_BSNK)
 
 
 def test_operations_are_those_that_torch_counts() -> None:

@@ -14,7 +14,7 @@ from mmpl.wan.choices import QUANTISED
 from mmpl.wan.dit import Engine, Positions, dit, encode_context
 from mmpl.wan.params import to_flat
 from tests.bench import official
-from tests.bench.gpu.lab import Call, Lab, Size
+from tests.bench.gpu.lab import Call, Lab, Size, apart
 from tests.bench.gpu.pixels import FORMATS, decode_call
 from tests.bench.gpu.record import Figure, Wanted
 from tests.bench.gpu.scene import TEXT, TIME, segment
@@ -91,7 +91,7 @@ def decoders(lab: Lab, size: str) -> Iterator[Figure]:
 def quantised(lab: Lab, size: str) -> Iterator[Figure]:
     """A pass of fill_tail with matrices in 8 bits, beside the same in bfloat16."""
     one = lab.sizes[size].of_layers(LAYERS[size])
-    plain_s = 0.0
+    plain_s, plain = 0.0, None
     for kind in (None, *QUANTISED):
         scene = segment(lab, one, kind=kind)
         group = scene.layout.groups[-1]
@@ -99,13 +99,18 @@ def quantised(lab: Lab, size: str) -> Iterator[Figure]:
         for compiled in (False, True):
             call = scene.pass_call(lab, group, lab.engine(compiled=compiled))
             taken_s = lab.seconds(call)
-            plain_s = plain_s or taken_s
+            plain_s, v_BCTHW = plain_s or taken_s, call()[0]
+            plain = v_BCTHW if plain is None else plain
             yield Figure(
                 f"{size}, {one.dit.num_layers} layers, {kind or 'bf16'}"
                 + (" compiled" if compiled else ""),
                 taken_s * 1e3,
                 "ms",
-                {"of bf16 eager": taken_s / plain_s, "GB of blocks": weights / 1e9},
+                {
+                    "of bf16 eager": taken_s / plain_s,
+                    "GB of blocks": weights / 1e9,
+                    "apart": apart(v_BCTHW, plain),
+                },
             )
         del scene, call
         lab.tidy()

@@ -20,12 +20,13 @@ from mmpl.wan.dit import Engine
 from mmpl.wan.dit_params import DiTParams
 from mmpl.wan.offload import Offload
 from mmpl.wan.params import to_flat
-from tests.bench.gpu.lab import Lab, Size
+from tests.bench.gpu.lab import Lab, Size, apart
 from tests.bench.gpu.passes import FEW
 from tests.bench.gpu.record import Figure, Wanted
 from tests.bench.gpu.scene import begun, segment, texts_of
 
 LAYERS = 12  # of a transformer whose weights move: the host's memory need not hold them all
+EQUAL = Wanted(most=0)  # the same bits
 NEAR = Wanted(least=0.95, most=1.05)
 SLOWER = {"model": Wanted(most=1.05)}
 FULL_BYTES = Wanted(most=70)
@@ -121,7 +122,7 @@ def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
     what a pass of both branches takes beside one with all on the device."""
     one = lab.sizes[size].of_layers(layers)
     film = film_of(one, segments=1, steps=1, solver="euler", guidance=5.0)
-    plain_s = 0.0
+    plain_s, plain = 0.0, None
     for kind in OFFLOADS:
         studio = studio_of(
             lab, one, film, Offload(kind, lab.device), lab.engine(), lab.transformer(one.dit)
@@ -132,7 +133,8 @@ def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
         scene = begun(lab, one, film.layout, studio.network, studio.context)
         call = scene.pass_call(lab, film.layout.groups[-1], branches=2)
         pass_s = lab.seconds(call, repeats=3)
-        plain_s = plain_s or pass_s
+        plain_s, v_BCTHW = plain_s or pass_s, call()[1]
+        plain = v_BCTHW if plain is None else plain
         # With all on the device, decodes run beside the passes when they like: no one peak.
         planned = plan.passes if kind == "none" else max(plan.passes, plan.vae)
         with lab.peak_of(*_held(studio)) as peak:
@@ -140,6 +142,7 @@ def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
         yield _beside_plan(name, peak(), planned)
         beside = {"ms": pass_s * 1e3, "pinned GB": plan.host / 1e9}
         yield Figure(f"{name}, slowdown", pass_s / plain_s, "x", beside, SLOWER.get(kind))
+        yield Figure(f"{name}, apart from none", apart(v_BCTHW, plain), "", {}, EQUAL)
         del studio, scene, call, peak
         lab.tidy()
 

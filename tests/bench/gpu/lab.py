@@ -232,8 +232,16 @@ class Lab:
         return made
 
     def noise(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random numbers on the device."""
-        return torch.randn(shape, dtype=dtype, device=self.device)
+        """Random numbers on the device, the same for the same shape."""
+        generator = torch.Generator(self.device).manual_seed(1)
+        return torch.randn(shape, dtype=dtype, device=self.device, generator=generator)
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """How far two results are from each other: root mean squares, of the difference over that of
+    what is wanted."""
+    difference = (found.double() - wanted.double()).square().mean().sqrt()
+    return (difference / wanted.double().square().mean().sqrt()).item()
 
 
 def machine(lab: Lab) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from mmpl.film.denoise import Sampler, denoise
 from mmpl.wan.dit import Engine
 from mmpl.wan.flow import schedule
-from tests.bench.gpu.lab import Call, Lab
+from tests.bench.gpu.lab import Call, Lab, apart
 from tests.bench.gpu.record import Figure, Wanted
 from tests.bench.gpu.scene import Scene, segment
 
@@ -23,6 +23,7 @@ PASS_MS = {"plan": 650.0, "fill_head": 640.0, "fill_tail": 800.0}
 SEGMENT_S = {"14B": Wanted(most=212, best=190), "1.3B": Wanted(most=37)}
 FEW_FPS = Wanted(least=45)
 BUSY = Wanted(least=0.98)
+ALIKE = Wanted(most=0.02)  # results in bfloat16 that differ by rounding
 
 
 def matmul(lab: Lab) -> Iterator[Figure]:
@@ -52,10 +53,9 @@ def others(lab: Lab, size: str) -> Iterator[Figure]:
 def timed(lab: Lab, scene: Scene, engine: Engine, size: str) -> Iterator[Figure]:
     """The passes of a segment through `engine`."""
     seconds: dict[str, float] = {}
-    done = 0
     for group in scene.layout.groups:
-        seconds[group.name] = lab.seconds(scene.pass_call(lab, group, engine))
-        done += scene.flops(group)
+        call = scene.pass_call(lab, group, engine)
+        seconds[group.name] = lab.seconds(call)
         most = PASS_MS.get(group.name) if size == "14B" else None
         tflops = scene.flops(group) / seconds[group.name] / 1e12
         yield Figure(
@@ -73,6 +73,9 @@ def timed(lab: Lab, scene: Scene, engine: Engine, size: str) -> Iterator[Figure]
         {"TFLOP/s": flops / taken_s / 1e12, "PFLOP": flops / 1e15},
         SEGMENT_S[size],
     )
+    last = scene.layout.groups[-1]
+    error = apart(scene.pass_call(lab, last, engine)()[0], scene.pass_call(lab, last)()[0])
+    yield Figure(f"{size} apart from the plain way", error, "", {}, ALIKE)
     fps = FRAMES / segment_s(seconds, FEW, 1)
     name = f"{size} of {FEW} steps, transformer alone"
     yield Figure(name, fps, "FPS", {}, FEW_FPS if size == "1.3B" else None)
