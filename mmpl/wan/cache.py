@@ -99,8 +99,9 @@ def kv_allocate(
     """
     heads = config.num_heads // ranks
     shape = (config.num_layers, batch, slots * frame_tokens, heads, config.head_dim)
-    if hosted and torch.device(device or "cpu").type == "cuda":
-        k, v = (pinned_zeros(shape, dtype) for _ in range(2))
+    place = torch.device(device or "cpu")
+    if hosted and place.type == "cuda":
+        k, v = (pinned_zeros(shape, dtype, place) for _ in range(2))
     else:
         k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return KVCache(k, v, frame_tokens, hosted=hosted)

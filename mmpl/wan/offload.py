@@ -132,7 +132,7 @@ class Offload:
         """A tree in the host's memory, pinned where a GPU copies from it."""
         if self.device.type != "cuda":
             return tree
-        return tree_map(pinned, tree)
+        return tree_map(lambda leaf: pinned(leaf, self.device), tree)
 
 
 class _Room(Generic[Tree]):

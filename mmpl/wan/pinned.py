@@ -15,33 +15,35 @@ from torch import Tensor
 _LARGE = 2**25  # bytes above which every tensor has pages of its own
 
 
-def pinned(x: Tensor) -> Tensor:
-    """A copy of `x` in pinned memory of the host, contiguous. Needs a CUDA build of torch."""
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """A copy of `x` in pinned memory of the host, contiguous, for copies to and from a GPU."""
     here = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.nbytes <= _LARGE)
-    return locked(here.copy_(x))
+    return locked(here.copy_(x), device)
 
 
-def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in pinned memory of the host. Needs a CUDA build of torch."""
+def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros in pinned memory of the host, for copies to and from a GPU."""
     large = torch.Size(shape).numel() * dtype.itemsize > _LARGE
-    return locked(torch.zeros(shape, dtype=dtype, pin_memory=not large))
+    return locked(torch.zeros(shape, dtype=dtype, pin_memory=not large), device)
 
 
-def locked(x: Tensor) -> Tensor:
+def locked(x: Tensor, device: torch.device) -> Tensor:
     """`x`, if it is large with its pages locked for as long as its memory lives; torch's own copy
     of it where the system does not let us."""
     if x.nbytes <= _LARGE:
         return x
     cuda = torch.cuda.cudart()
-    if int(cuda.cudaHostRegister(x.data_ptr(), x.nbytes, 0)):
-        with suppress(RuntimeError):  # the next launch of a kernel is told of it
-            torch.zeros(1, device="cuda")
-        return x.pin_memory()
-    release = weakref.finalize(x.untyped_storage(), _release, x.data_ptr())
+    with torch.cuda.device(device):  # else the first GPU would serve every process
+        if int(cuda.cudaHostRegister(x.data_ptr(), x.nbytes, 0)):
+            with suppress(RuntimeError):  # the next launch of a kernel is told of it
+                torch.zeros(1, device=device)
+            return x.pin_memory()
+    release = weakref.finalize(x.untyped_storage(), _release, x.data_ptr(), device)
     release.atexit = False  # when all memory goes
     return x
 
 
-def _release(address: int) -> None:
-    torch.cuda.synchronize()  # copies may still be under way
-    torch.cuda.cudart().cudaHostUnregister(address)
+def _release(address: int, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()  # copies may still be under way
+        torch.cuda.cudart().cudaHostUnregister(address)
