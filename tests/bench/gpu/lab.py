@@ -199,10 +199,11 @@ class Lab:
     def compiled(self) -> BlockFn:
         """The transformer's block, compiled for every shape of its own; what was compiled before
         is forgotten, so that their number stays small. On a CPU it is compiled as far as the graph
-        alone, and kept: the rest takes a minute."""
+        alone, which must be one, and kept: the rest takes a minute. Some attention kernels for GPUs
+        are no part of a graph."""
         if self.is_gpu:
             torch._dynamo.reset()
-            return torch.compile(block, fullgraph=True, dynamic=False)
+            return torch.compile(block, dynamic=False)
         if self._traced is None:
             self._traced = torch.compile(block, fullgraph=True, dynamic=False, backend="eager")
         return self._traced
