@@ -315,7 +315,7 @@ def _doubled(x: Tensor) -> Tensor:
     frames = x.shape[2]
     pictures = rearrange(x, "B C T H W -> (B T) H W C").movedim(-1, 1)
     doubled = F.interpolate(pictures, scale_factor=2.0, mode="nearest")
-    return rearrange(doubled, "(B T) C H W -> B C T H W", T=frames)
+    return doubled.movedim(1, -1).unflatten(0, (-1, frames)).movedim(-1, 1)
 
 
 def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:
