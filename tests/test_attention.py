@@ -1,5 +1,7 @@
 """Attention backends: names, what is missing, masks and pieces."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,7 +70,9 @@ def test_cudnn_is_asked_for_by_name_and_without_a_word_to_other_threads() -> Non
     seen: list[tuple[str, bool]] = []
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             seen.append((func.overloadpacket.__name__, torch.backends.cuda.flash_sdp_enabled()))
             return func(*args, **(kwargs or {}))
 

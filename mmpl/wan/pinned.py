@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def locked(x: Tensor, device: torch.device) -> Tensor:
     of it where the system does not let us."""
     if x.nbytes <= _LARGE:
         return x
-    cuda = torch.cuda.cudart()
+    cuda: Any = torch.cuda.cudart()
     with torch.cuda.device(device):  # else the first GPU would serve every process
         if int(cuda.cudaHostRegister(x.data_ptr(), x.nbytes, 0)):
             with suppress(RuntimeError):  # the next launch of a kernel is told of it
@@ -44,6 +45,7 @@ def locked(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _release(address: int, device: torch.device) -> None:
+    cuda: Any = torch.cuda.cudart()
     with torch.cuda.device(device):
         torch.cuda.synchronize()  # copies may still be under way
-        torch.cuda.cudart().cudaHostUnregister(address)
+        cuda.cudaHostUnregister(address)
