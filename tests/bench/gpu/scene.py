@@ -12,7 +12,7 @@ from torch import Tensor
 from mmpl.film.denoise import Context, Network, commit, open_context, place, velocities
 from mmpl.layout.layout import Group, Layout
 from mmpl.layout.presets import mmpl_t2v
-from mmpl.layout.slots import slot_plan
+from mmpl.layout.slots import slot_plan, stored_slots
 from mmpl.wan.dit import CrossKV, Engine, encode_context
 from mmpl.wan.dit_params import DiTParams
 from tests.bench.gpu.flops import group_tokens, pass_flops
@@ -72,7 +72,7 @@ def segment(lab: Lab, size: Size, *, branches: int = 1, kind: str | None = None)
         texts,
         latent_size=size.latent_size,
         device=lab.device,
-        stored=slot_plan(layout).stored,
+        stored=stored_slots(layout, {group.name for group in layout.groups}),
     )
     return begun(lab, size, layout, network, context)
 
