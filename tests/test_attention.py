@@ -1,7 +1,10 @@
 """Attention backends: names, what is missing, masks and pieces."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpl.errors import ArgumentError
 from mmpl.wan import attention
@@ -59,6 +62,27 @@ def test_sdpa_is_softmax_attention() -> None:
     wanted = torch.einsum("bnls,bsnk->blnk", weights, v)
     got = sdpa(q, k, v, additive_mask(visible, torch.float32))
     assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_cudnn_is_asked_for_by_name_and_without_a_word_to_other_threads() -> None:
+    """On the meta device, where all kernels have shapes. Which of them `sdpa` may take is one
+    setting for all threads."""
+    seen: list[tuple[str, bool]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append((func.overloadpacket.__name__, torch.backends.cuda.flash_sdp_enabled()))
+            return func(*args, **(kwargs or {}))
+
+    q, k, v = (torch.empty(1, n, 2, 8, dtype=torch.bfloat16, device="meta") for n in (5, 7, 7))
+    with Watch():
+        out = attention.cudnn(q, k, v)
+    assert ("_scaled_dot_product_cudnn_attention", True) in seen
+    assert all(others for _, others in seen)
+    assert (out.shape, out.dtype, out.is_contiguous()) == (q.shape, q.dtype, True)
+    assert attention.cudnn(q, k, v, torch.zeros(5, 7, device="meta")).shape == q.shape
 
 
 def test_flash_takes_no_mask() -> None:

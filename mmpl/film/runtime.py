@@ -138,7 +138,7 @@ def _carry_out(
     decodes: bool,
     decoder: _Decoder | None,
 ) -> Generator[Event, None, None]:
-    book = _Book(studio.film, schedule, finished)
+    book = _Book(studio.film, schedule, lambda task: finished(task).to(studio.device))
     bench, operations = _Bench(studio), schedule.operations[team]
     last_use = _last_use(operations)
     for index, operation in enumerate(operations):
@@ -299,8 +299,9 @@ def _make(
     film, segment = studio.film, operation.segment
     whole, given = film.layout.group(operation.group), studio.given.get(segment, {})
     layout = studio.layout_of(segment)
+    # First, so that a GPU does it while the noise is drawn here.
+    context = refreshed(studio.network, layout, operation.refresh, context, latents)
     if set(whole.frames) <= given.keys():
-        context = refreshed(studio.network, layout, operation.refresh, context, latents)
         return stack(given, whole.frames), context
     group = layout.group(operation.group)
     noise_BCTHW = group_noise(film, segment, whole, studio.latent_shape, studio.device)
@@ -309,7 +310,7 @@ def _make(
         studio.network,
         layout,
         group,
-        operation.refresh,
+        (),
         context,
         latents,
         noise_BCTHW[:, :, [whole.frames.index(frame) for frame in group.frames]],

@@ -15,7 +15,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmpl.errors import ArgumentError
 from mmpl.wan.choices import BACKENDS
@@ -44,9 +43,15 @@ def sdpa(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None 
 
 
 def cudnn(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None) -> Tensor:
-    """torch's scaled_dot_product_attention held to the cuDNN kernel."""
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(q_BLNK, k_BSNK, v_BSNK, mask_LS)
+    """The cuDNN kernel of torch's scaled_dot_product_attention.
+
+    By its own name, as `sdpa_kernel` would choose it for all threads for a moment, in which the
+    VAE's attention in another, which cuDNN does not do, would find no kernel.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q_BLNK, k_BSNK, v_BSNK))
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    made = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, mask_LS, differentiable)
+    return made[0].transpose(1, 2)
 
 
 def resolve_attention(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmpl.errors import ArgumentError
 from mmpl.wan.config import DiTConfig
+from mmpl.wan.pinned import pinned_zeros
 
 Rows = slice | Tensor
 
@@ -98,9 +99,11 @@ def kv_allocate(
     """
     heads = config.num_heads // ranks
     shape = (config.num_layers, batch, slots * frame_tokens, heads, config.head_dim)
-    pinned = hosted and torch.device(device or "cpu").type == "cuda"
-    place = torch.device("cpu") if pinned else device
-    k, v = (torch.zeros(shape, dtype=dtype, device=place, pin_memory=pinned) for _ in range(2))
+    place = torch.device(device or "cpu")
+    if hosted and place.type == "cuda":
+        k, v = (pinned_zeros(shape, dtype, place) for _ in range(2))
+    else:
+        k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return KVCache(k, v, frame_tokens, hosted=hosted)
 
 

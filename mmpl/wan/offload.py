@@ -18,6 +18,7 @@ from mmpl.wan.choices import OFFLOADS
 from mmpl.wan.dit import in_place
 from mmpl.wan.dit_params import BlockParams, DiTParams
 from mmpl.wan.params import to_flat, tree_map
+from mmpl.wan.pinned import pinned
 from mmpl.wan.text import TextBlock, TextParams
 from mmpl.wan.vae import VAEParams
 
@@ -131,7 +132,7 @@ class Offload:
         """A tree in the host's memory, pinned where a GPU copies from it."""
         if self.device.type != "cuda":
             return tree
-        return tree_map(lambda leaf: leaf.cpu().pin_memory(), tree)
+        return tree_map(lambda leaf: pinned(leaf, self.device), tree)
 
 
 class _Room(Generic[Tree]):

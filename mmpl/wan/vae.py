@@ -179,9 +179,12 @@ class _Tails:
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """`x` behind the `frames` frames before it, zeros at the start; remembers its end."""
-        batch, channels, _, *size = x.shape
-        zeros = x.new_zeros(batch, channels, frames, *size) if self.first else None
-        extended = torch.cat([self._old.popleft() if zeros is None else zeros, x], dim=2)
+        batch, channels, length, *size = x.shape
+        if self.first:
+            before = x.new_zeros(batch, frames, *size, channels).movedim(-1, 1)
+        else:
+            before = self._old.popleft()
+        extended = torch.cat([before, x], dim=2) if length else before
         self.keep(extended, frames)
         return extended
 
@@ -299,10 +302,20 @@ def _upsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
         extended = tails.extend(rest, p.time_conv.weight.shape[2] - 1)
         if rest.shape[2]:
             doubled = _conv3d(extended, p.time_conv.weight, p.time_conv.bias)
-            rest = rearrange(doubled, "B (two C) T H W -> B C (T two) H W", two=2)
-        x = torch.cat([start, rest], dim=2)
-    x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
-    return _conv3d(x, p.conv.weight[:, :, None], p.conv.bias, padding=(0, 1, 1))
+            rest = rearrange(doubled, "B (two C) T H W -> B (T two) H W C", two=2)
+            rest = rest.contiguous().movedim(-1, 1)
+        # Joined with nothing, frames would no longer lie channels last.
+        x = _joined([part for part in (start, rest) if part.shape[2]])
+    return _conv3d(_doubled(x), p.conv.weight[:, :, None], p.conv.bias, padding=(0, 1, 1))
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """Twice the rows and columns. As pictures: of clips that lie channels last, torch for CUDA
+    makes a copy that does not, and another of the result."""
+    frames = x.shape[2]
+    pictures = rearrange(x, "B C T H W -> (B T) H W C").movedim(-1, 1)
+    doubled = F.interpolate(pictures, scale_factor=2.0, mode="nearest")
+    return doubled.movedim(1, -1).unflatten(0, (-1, frames)).movedim(-1, 1)
 
 
 def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:

@@ -12,20 +12,25 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from mmpl.wan.attention import AttentionBackend, sdpa
+from mmpl.wan.config import DiTConfig
 from mmpl.wan.ops import Precision
 from tests.bench.cases import Row, inputs, state
 
 
-def module(checkout: Path, name: str) -> ModuleType:
-    """`checkout`/wan/modules/NAME.py, run with the stand-ins, which are gone again afterwards."""
+def module(
+    checkout: Path, name: str, *, device: str = "cpu", attention: AttentionBackend = sdpa
+) -> ModuleType:
+    """`checkout`/wan/modules/NAME.py, run with the stand-ins, which are gone again afterwards.
+    `device`: the type of that which it will run on; `attention` is called in flash-attn's place."""
     package = "official_wan"
     stands: dict[str, dict[str, Any]] = {
         "diffusers": {},
@@ -36,7 +41,7 @@ def module(checkout: Path, name: str) -> ModuleType:
         "diffusers.models": {},
         "diffusers.models.modeling_utils": {"ModelMixin": nn.Module},
         package: {"__path__": []},
-        f"{package}.attention": {"flash_attention": _attention},
+        f"{package}.attention": {"flash_attention": partial(_attention, attention)},
     }
     made = {key: ModuleType(key) for key in stands}
     for key, values in stands.items():
@@ -58,16 +63,25 @@ def module(checkout: Path, name: str) -> ModuleType:
             if module_before is not None:
                 sys.modules[key] = module_before
     # Its islands of float32 are switched on for CUDA alone.
-    vars(found)["amp"] = SimpleNamespace(autocast=lambda **_: torch.autocast("cpu", enabled=False))
+    off: dict[str, Any] = {"enabled": False} if device == "cpu" else {}
+    vars(found)["amp"] = SimpleNamespace(
+        autocast=lambda **o: torch.autocast(device, **{**o, **off})
+    )
     return found
 
 
 def transformer(checkout: Path, row: Row) -> nn.Module:
     """The official transformer at the size of `row`, with the weights of `cases.params`."""
-    config = row.config
+    made = built(module(checkout, "model"), row.config)
+    made.load_state_dict(state(row.config))
+    return made
+
+
+def built(found: ModuleType, config: DiTConfig) -> nn.Module:
+    """The official transformer at this size, of the weights it starts a training with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = module(checkout, "model").WanModel(
+        made = found.WanModel(
             dim=config.dim,
             ffn_dim=config.ffn_dim,
             num_heads=config.num_heads,
@@ -77,8 +91,28 @@ def transformer(checkout: Path, row: Row) -> nn.Module:
             text_len=config.text_len,
             cross_attn_norm=True,
         )
-    made.load_state_dict(state(config))
     return made.eval().requires_grad_(False)
+
+
+def device_call(
+    checkout: Path, config: DiTConfig, x_BCTHW: Tensor, text: Tensor, attention: AttentionBackend
+) -> Callable[[], Tensor]:
+    """A forward in mixed bfloat16 of a clip that sees itself, on the device of `x_BCTHW`, its
+    weights held as the official programs hold them."""
+    device = x_BCTHW.device
+    with device:
+        model = built(module(checkout, "model", device=device.type, attention=attention), config)
+    if device.type != "cpu":  # whose autocast does not reach all that is in another format
+        model = model.to(torch.bfloat16)
+    t_B = torch.full((1,), 900.0, device=device)
+    tokens = x_BCTHW.shape[2] * config.frame_tokens(*x_BCTHW.shape[3:])
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16), _quiet():
+            return model([x_BCTHW[0]], t_B, [text], tokens)[0][None]
+
+    return call
 
 
 def forward_call(checkout: Path, row: Row, precision: Precision) -> Callable[[], Tensor]:
@@ -121,10 +155,9 @@ def block_call(checkout: Path, row: Row, precision: Precision) -> Callable[[], T
     return call
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+def _attention(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
     """Of [B, L, N, K] each, all tokens visible; formats are those of the values."""
-    q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return backend(q.to(v.dtype), k.to(v.dtype), v)
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from mmpl.wan import vae
 from tests.bench.counter import count
@@ -35,3 +38,25 @@ def test_pieces_and_the_path_with_gradients_give_the_same(
         pieces = call()
     assert not torch.equal(pieces, torch.zeros_like(pieces))
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("piece_numbers", [1, 2**30])
+@pytest.mark.parametrize("name", ["decode", "encode"])
+def test_clips_lie_channels_last_before_every_convolution(
+    name: str, piece_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's convolutions would turn others round, and every norm behind them would read them so.
+    One frame alone lies both ways."""
+    astray: list[tuple[int, ...]] = []
+    convolve = vae._conv3d
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        if x.shape[2] > 1 and not x.is_contiguous(memory_format=torch.channels_last_3d):
+            astray.append((*x.shape, *weight.shape[2:]))
+        return convolve(x, weight, bias, **options)
+
+    monkeypatch.setattr(vae, "_PIECE_NUMBERS", piece_numbers)
+    monkeypatch.setattr(vae, "_conv3d", watched)
+    with torch.no_grad():
+        our_calls(Case(dim=8, width=32, height=16, frames=13))[name]()
+    assert astray == []

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmpl.generate import load_model
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
 from tests.bench.counter import count
@@ -86,13 +85,25 @@ def our_calls(case: Case) -> dict[str, Call]:
 
 def official_calls(case: Case, checkout: Path) -> dict[str, Call]:
     """The same by the official module."""
+    config = case.config
+    network = official_network(checkout, config)
+    network.load_state_dict(weights(config))
+    scale = [torch.tensor(config.latent_mean), 1 / torch.tensor(config.latent_std)]
+    video_BCFHW, z_BCTHW = inputs(config, case.width, case.height, case.frames)
+    return {
+        "decode": lambda: network.decode(z_BCTHW, scale),
+        "encode": lambda: network.encode(video_BCFHW, scale),
+    }
+
+
+def official_network(checkout: Path, config: VAEConfig) -> Any:
+    """The official VAE at this size, of the weights it starts a training with."""
     spec = spec_from_file_location("official_vae", checkout / "wan" / "modules" / "vae.py")
     assert spec is not None
     assert spec.loader is not None
     module: Any = module_from_spec(spec)
     with warnings.catch_warnings(action="ignore"):
         spec.loader.exec_module(module)
-    config = case.config
     network = module.WanVAE_(
         dim=config.dim,
         z_dim=config.z_dim,
@@ -100,14 +111,7 @@ def official_calls(case: Case, checkout: Path) -> dict[str, Call]:
         num_res_blocks=config.num_res_blocks,
         temperal_downsample=list(config.temporal_downsample),
     )
-    network.load_state_dict(weights(config))
-    network = network.eval().requires_grad_(False)
-    scale = [torch.tensor(config.latent_mean), 1 / torch.tensor(config.latent_std)]
-    video_BCFHW, z_BCTHW = inputs(config, case.width, case.height, case.frames)
-    return {
-        "decode": lambda: network.decode(z_BCTHW, scale),
-        "encode": lambda: network.encode(video_BCFHW, scale),
-    }
+    return network.eval().requires_grad_(False)
 
 
 def process_mb(case: Case, checkout: Path | None, name: str) -> float:
@@ -172,6 +176,8 @@ def compare(case: Case, checkout: Path | None, repeats: int) -> None:
 @torch.no_grad()
 def bundle(folder: Path, repeats: int) -> None:
     """Prints what a segment of a bundle's own size takes."""
+    from mmpl.generate import load_model
+
     model = load_model(folder)
     params, config, size = model.vae, model.vae_config, model.defaults
     video_BCFHW, z_BCTHW = inputs(config, size.width, size.height, 81)
