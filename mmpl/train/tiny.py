@@ -111,8 +111,8 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     films, text-to-video and image-to-video mixed; then plans from seeds as a chain has them; then
     the same on more clips, with more of what is hardest to keep: stars, and what circles; then,
     for outlines are decided late, with as many timesteps of little noise as of much; and longer,
-    in smaller steps, with more of what changes its size; at last, for a small network cannot draw
-    them any better, with half as many blocks again."""
+    in smaller steps, with more of what changes its size; then, for a small network cannot draw them
+    any better, with half as many blocks again; at last the same in smaller steps."""
     beginning = course(
         mmpl_t2v(), 1.0, {"init": 7.0, "plan": 3.0, "fill_head": 0.0, "fill_tail": 0.0}
     )
@@ -156,6 +156,15 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
                 odds=(("star", 3.0), *CIRCLING, ("grows", 2.5), ("shrinks", 1.5)),
             ),
             replace(recipe, steps=3400, matrix_rate=8e-3),
+        ),
+        Stage(
+            "dit-settled",
+            replace(
+                outlines,
+                seed=8,
+                odds=(("star", 2.5), *CIRCLING, ("grows", 2.5), ("shrinks", 2.5)),
+            ),
+            replace(recipe, steps=3700, matrix_rate=6e-3),
         ),
     )
 
