@@ -196,6 +196,7 @@ def dit(
         attention=engine.attention,
         ulysses=engine.ulysses,
         tokens=tokens,
+        eps=ops.epsilon(config.eps, precision, x_BLD.device),
     )
     tokens_BLD = [x_BLD]
     del x_BLD
@@ -255,8 +256,8 @@ def head(
     params: HeadParams, config: DiTConfig, x_BLD: Tensor, e_BTD: Tensor, precision: Precision
 ) -> Tensor:
     """Output features of every token, channel fastest, in the island format."""
-    m_BT21D = (cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)).unsqueeze(3)
-    shift, scale = m_BT21D.unbind(2)
+    m_BT2D = cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)
+    shift, scale = ops.modulation(m_BT2D)
     y_BLD = ops.modulated_norm(x_BLD, shift, 1 + scale, config.eps)
     return linear(params.head, y_BLD, precision.island)
 
