@@ -51,6 +51,11 @@ class CrossKV:
     k_IBJNK: Tensor
     v_IBJNK: Tensor
 
+    @property
+    def clips(self) -> int:
+        """How many clips it is for."""
+        return self.k_IBJNK.shape[1]
+
     def layer(self, index: int) -> LayerKV:
         """A view of one block's keys and values."""
         return LayerKV(self.k_IBJNK[index], self.v_IBJNK[index])
@@ -78,7 +83,7 @@ class Positions:
 @dataclass(frozen=True, slots=True, eq=False)
 class Time:
     """What a timestep is to the network: `e_BTD` for its head and `e_BT6D` for its blocks, with 1
-    added to the scales. T is 1 where all frames have the same."""
+    added to the scales. B is 1 where all clips have the same, T where all frames have."""
 
     e_BTD: Tensor
     e_BT6D: Tensor
@@ -171,8 +176,8 @@ def dit(
 ) -> Tensor:
     """The flow velocity v_BCTHW = noise - x0 of latents `x_BCTHW`, in the island format.
 
-    `t_BT`: timestep of every latent frame on the 0..1000 scale, or [B, 1], one for all, or what
-    `time_of` makes of either, for callers with several passes at one time. `context` comes from
+    `t_BT`: timestep of every latent frame on the 0..1000 scale, with B or T 1 for one for all, or
+    what `time_of` makes of it, for callers with several passes at one time. `context` comes from
     `encode_context`. With a cache, `frames.slots` says what is written and read; the pass must then
     run under `torch.no_grad()` if it writes. Without one the pass is differentiable. Raises
     ArgumentError for shapes or slots that do not fit.
@@ -309,7 +314,8 @@ def _check_inputs(
             "latent height and width must be multiples of the patch", got=(H, W), wanted=(ph, pw)
         )
     times = t_BT.e_BTD[:, :, 0] if isinstance(t_BT, Time) else t_BT
-    ops.check_shape("timesteps", times, (B, 1 if times.shape[-1:] == (1,) else T))
+    clips, frame_times = 1 if times.shape[:1] == (1,) else B, 1 if times.shape[-1:] == (1,) else T
+    ops.check_shape("timesteps", times, (clips, frame_times))
     shape = (config.num_layers, B, config.text_len, config.num_heads, config.head_dim)
     ops.check_shape("context keys", context.k_IBJNK, shape)
     L = T * config.frame_tokens(H, W)

@@ -83,9 +83,7 @@ def test_rolling_rollout(run: str) -> None:
     network = Network(PARAMS, CONFIG, Engine())
     texts = (encode_context(PARAMS, CONFIG, list(TENSORS["context"][: len(noise)])),)
     size = (noise.shape[3], noise.shape[4])
-    context = open_context(
-        network, window.layout, texts, latent_size=size, batch=len(noise), stored=window.frames
-    )
+    context = open_context(network, window.layout, texts, latent_size=size, stored=window.frames)
     draws = iter(TENSORS[f"{run}.renoise"])
     done: list[Tensor] = []
     for number, chunk in enumerate(noise.split(window.chunk, dim=2)):
