@@ -15,7 +15,7 @@ from mmpl.errors import ArgumentError, NumericError
 from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.segment import Latents, group_noise, hand_over, stack
 from mmpl.generate import Film, Frames, Model, Planned, Request, Started, Stepped, film_of, generate
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule

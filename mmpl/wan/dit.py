@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
@@ -223,11 +222,11 @@ def patch_embedding(
     """Tokens x_BLD, column fastest: the patch convolution, whose stride is its size, as a matrix
     product."""
     pt, ph, pw = config.patch_size
-    pattern = "B C (T t) (H h) (W w) -> B (T H W) (C t h w)"
-    patches = rearrange(x_BCTHW, pattern, t=pt, h=ph, w=pw)
+    x_BCTtHhWw = x_BCTHW.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
+    patches_BLC = x_BCTtHhWw.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
     stored = params.patch_embedding
     matrix = Linear(stored.weight.flatten(1), stored.bias)
-    return cast(linear(matrix, patches, precision.compute), precision.island)
+    return cast(linear(matrix, patches_BLC, precision.compute), precision.island)
 
 
 def time_of(
@@ -269,10 +268,9 @@ def head(
 
 def unpatchify(config: DiTConfig, y_BLC: Tensor, latent_size: Sequence[int]) -> Tensor:
     """Latents v_BCTHW of size `latent_size` (T, H, W) from output features."""
-    pt, ph, pw = config.patch_size
-    T, H, W = (size // p for size, p in zip(latent_size, config.patch_size))
-    pattern = "B (T H W) (t h w C) -> B C (T t) (H h) (W w)"
-    return rearrange(y_BLC, pattern, T=T, H=H, W=W, t=pt, h=ph, w=pw)
+    grid = tuple(size // p for size, p in zip(latent_size, config.patch_size))
+    y_BTHWthwC = y_BLC.unflatten(2, (*config.patch_size, -1)).unflatten(1, grid)
+    return y_BTHWthwC.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def _precision(params: DiTParams, engine: Engine) -> Precision:
