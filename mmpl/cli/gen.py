@@ -24,7 +24,7 @@ from mmpl.cli.flags import wants_help
 from mmpl.cli.model import located, model_folder, require_embedded
 from mmpl.cli.order import OUTPUT, Order, Shelf, order_of
 from mmpl.cli.place import Place, end_with_parent, place
-from mmpl.cli.shell import Console, explain, print_result, printable, run
+from mmpl.cli.shell import Console, explain, print_result, printable, run, uncollected
 from mmpl.errors import ArgumentError, InputError, MmplError, OutputError
 from mmpl.film.job import FINISHED, JOB_FILE, STORYBOARD
 from mmpl.film.space import latent_bytes, video_bytes
@@ -172,7 +172,8 @@ def _make(
         if devices:
             parallel.make(argv, settings, order, devices, console)
         else:
-            from mmpl.cli.make import make  # torch comes with it
+            with uncollected():
+                from mmpl.cli.make import make  # torch comes with it
 
             make(order, console, shelf)
     if order.leads:
