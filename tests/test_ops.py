@@ -31,18 +31,20 @@ def test_one_shift_and_scale_for_all_frames_are_those_of_every_frame() -> None:
     x, m = draw(1, 6, 24), draw(1, 1, 2, 24, seed=1)
     one, each = ops.modulation(m), ops.modulation(m.expand(1, 3, 2, 24))
     assert [part.shape for part in (*one, *each)] == 2 * [(24,)] + 2 * [(1, 3, 1, 24)]
-    got = ops.modulated_norm(x, *one, 1e-6)
-    assert torch.allclose(got, ops.modulated_norm(x, *each, 1e-6), atol=1e-6)
+    got = ops.modulated_norm(x, one[0], one[1], 1e-6)
+    assert torch.allclose(got, ops.modulated_norm(x, each[0], each[1], 1e-6), atol=1e-6)
     assert torch.equal(ops.gated_add(x, got, one[0]), ops.gated_add(x, got, each[0]))
 
 
 def test_shifts_and_scales_are_those_of_their_clip_and_frame() -> None:
     x, m = draw(2, 6, 24), draw(2, 3, 2, 24, seed=1)
-    got = ops.modulated_norm(x, *ops.modulation(m), 1e-6)
+    shifts, scales = ops.modulation(m)
+    got = ops.modulated_norm(x, shifts, scales, 1e-6)
     for clip in range(2):
         for frame in range(3):
             tokens, own = slice(2 * frame, 2 * frame + 2), m[clip : clip + 1, frame : frame + 1]
-            wanted = ops.modulated_norm(x[clip : clip + 1, tokens], *ops.modulation(own), 1e-6)
+            shift, scale = ops.modulation(own)
+            wanted = ops.modulated_norm(x[clip : clip + 1, tokens], shift, scale, 1e-6)
             assert torch.allclose(got[clip : clip + 1, tokens], wanted, atol=1e-6)
 
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.folder import open_folder
-from mmpl.cli import arguments
+from mmpl.cli import arguments, model
 from mmpl.cli.flags import wants_help
-from mmpl.cli.model import EMBEDDED_MODEL
 from mmpl.cli.shell import Console, print_result, run
 from mmpl.errors import MmplError
 
@@ -36,7 +35,7 @@ def _defaults_for_help(argv: Sequence[str]) -> Defaults | None:
     try:
         words = [word for word in argv if not wants_help([word])]
         settings = arguments.parse(arguments.split(words)[2])
-        return open_folder(settings.get("model_path", EMBEDDED_MODEL)).defaults
+        return open_folder(settings.get("model_path", model.EMBEDDED_MODEL)).defaults
     except MmplError:
         return None
 
