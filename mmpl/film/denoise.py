@@ -235,6 +235,7 @@ def velocities(
             engine=network.engine,
         )
         found += _in_order(v_BCTHW, placed.back).chunk(copies)
+        del v_BCTHW  # not beside the next branch's pass
     return found
 
 
