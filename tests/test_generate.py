@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from mmpl.errors import ArgumentError, NumericError
 from mmpl.film.denoise import Network, Sampler, open_context
 from mmpl.film.segment import Latents, group_noise, hand_over, stack
 from mmpl.generate import Film, Frames, Model, Planned, Request, Started, Stepped, film_of, generate
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.flow import schedule
@@ -233,3 +235,11 @@ def test_anchor_noise_touches_only_the_first_frame_after_keyframes(model: Model)
         a, b = (group_noise(f, 0, group, shape) for f in (off, unit))
         changed = [f for i, f in enumerate(group.frames) if not torch.equal(a[:, :, i], b[:, :, i])]
         assert changed == {"fill_head": [4], "fill_tail": [13]}.get(group.name, [])
+
+
+def test_importing_waits_for_no_library_of_files() -> None:
+    """A film's pixels need none of them; each takes longer to import than most of mmpl."""
+    late = ("av", "PIL", "tokenizers", "ftfy", "html.entities")
+    code = f"import sys, mmpl.generate; sys.exit(str([m for m in {late} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "[]"

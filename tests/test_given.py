@@ -25,7 +25,7 @@ from mmpl.generate import (
     load_model,
     pinned,
 )
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.train.clip_spec import draw_spec_of
 from mmpl.train.clips import render
 from mmpl.wan import vae

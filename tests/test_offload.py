@@ -84,8 +84,7 @@ def run(walk: Walk, cache: KVCache, views: list[tuple[slice | None, Rows]]) -> l
             if write is not None:
                 own = mark.expand_as(layer.k_BSNK[:, write])
                 kv_write_(layer, own, -own, write)
-            read_back = kv_read(layer, read)
-            seen += [read_back.k_BSNK.clone(), read_back.v_BSNK.clone()]
+            seen += [part.clone() for part in kv_read(layer, read)]
     return seen
 
 

@@ -28,10 +28,31 @@ def test_rms_norm_has_the_same_bits_with_and_without_gradient(dtype: torch.dtype
 
 
 def test_one_shift_and_scale_for_all_frames_are_those_of_every_frame() -> None:
-    x, shift, scale = draw(1, 6, 24), draw(1, 1, 1, 24, seed=1), draw(1, 1, 1, 24, seed=2)
-    shifts, scales = (z.expand(1, 3, 1, 24) for z in (shift, scale))
-    got = ops.modulated_norm(x, shift, scale, 1e-6)
-    assert torch.allclose(got, ops.modulated_norm(x, shifts, scales, 1e-6), atol=1e-6)
+    x, m = draw(1, 6, 24), draw(1, 1, 2, 24, seed=1)
+    one, each = ops.modulation(m), ops.modulation(m.expand(1, 3, 2, 24))
+    assert [part.shape for part in (*one, *each)] == 2 * [(24,)] + 2 * [(1, 3, 1, 24)]
+    got = ops.modulated_norm(x, one[0], one[1], 1e-6)
+    assert torch.allclose(got, ops.modulated_norm(x, each[0], each[1], 1e-6), atol=1e-6)
+    assert torch.equal(ops.gated_add(x, got, one[0]), ops.gated_add(x, got, each[0]))
+
+
+def test_shifts_and_scales_are_those_of_their_clip_and_frame() -> None:
+    x, m = draw(2, 6, 24), draw(2, 3, 2, 24, seed=1)
+    shifts, scales = ops.modulation(m)
+    got = ops.modulated_norm(x, shifts, scales, 1e-6)
+    for clip in range(2):
+        for frame in range(3):
+            tokens, own = slice(2 * frame, 2 * frame + 2), m[clip : clip + 1, frame : frame + 1]
+            shift, scale = ops.modulation(own)
+            wanted = ops.modulated_norm(x[clip : clip + 1, tokens], shift, scale, 1e-6)
+            assert torch.allclose(got[clip : clip + 1, tokens], wanted, atol=1e-6)
+
+
+def test_epsilon_as_a_tensor_gives_the_same_bits() -> None:
+    x, gain = 1e-3 * draw(1, 5, 24), Weight(draw(24, seed=1))
+    eps = ops.epsilon(1e-6, ops.BFLOAT16, x.device)
+    got = ops.rms_norm_(gain, x, eps, torch.float32)
+    assert torch.equal(got, ops.rms_norm_(gain, x, 1e-6, torch.float32))
 
 
 def test_a_gate_of_another_format_leaves_the_residual_in_its_own() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mmpl.film.thumbnails import palette_of, thumbnails
 from mmpl.generate import load_model
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.train.clip_spec import draw_spec
 from mmpl.train.clips import render
 from mmpl.wan import vae

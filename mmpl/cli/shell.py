@@ -7,6 +7,7 @@ raises into one line and the exit code of that error. No torch here.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -186,6 +187,23 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the block torch may be imported without Python's garbage collector, which would go
+    through all of its objects again and again and find nothing; afterwards it leaves them alone.
+    For a process of our own, once: where torch is there already nothing is done.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

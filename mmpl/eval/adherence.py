@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmpl.checkpoint.bundle import Model
 from mmpl.eval.reader import classify
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.train.clip_spec import draw_spec_of
 from mmpl.train.clips import render
 from mmpl.train.grammar import held_out_prompts

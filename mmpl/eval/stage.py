@@ -20,7 +20,7 @@ from mmpl.film.denoise import Context, Network, Sampler, open_context
 from mmpl.film.settings import Film, Request, resolve
 from mmpl.layout.layout import Layout
 from mmpl.layout.timeline import latent_of
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.config import VAEConfig

@@ -50,7 +50,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """One side of classifier-free guidance: a text and the cache of passes that saw it."""
+    """One side of classifier-free guidance, or all of them as one batch: texts, and the cache of
+    passes that saw them."""
 
     context: CrossKV
     cache: KVCache
@@ -59,8 +60,8 @@ class Branch:
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
     """What a segment has committed so far. `branches` is (with prompt,) or (with prompt, with
-    negative prompt), or that of the two which is taken here; all passes of a segment go through
-    all of them."""
+    negative prompt), or that of the two which is taken here, or (both,); all passes of a segment
+    go through all of them."""
 
     slots: SlotPlan
     branches: tuple[Branch, ...]
@@ -87,12 +88,12 @@ def open_context(
     texts: tuple[CrossKV, ...],
     *,
     latent_size: tuple[int, int],
-    batch: int = 1,
     device: torch.device | str = "cpu",
     stored: int | None = None,
     hosts: Callable[[int], bool] = lambda branch: False,
 ) -> Context:
-    """An empty context with one branch per text. `latent_size`: rows and columns of the latent.
+    """An empty context with one branch per text, for as many clips as the text is for.
+    `latent_size`: rows and columns of the latent.
     `stored`: how many slots have memory, by default as many as the layout needs. `hosts`: whether
     the cache of a branch, from 0, is in the host's memory."""
     slots = slot_plan(layout)
@@ -100,7 +101,7 @@ def open_context(
     for index, text in enumerate(texts):
         cache = kv_allocate(
             network.config,
-            batch=batch,
+            batch=text.clips,
             slots=slots.stored if stored is None else stored,
             frame_tokens=network.config.frame_tokens(*latent_size),
             ranks=network.engine.ranks,
@@ -209,32 +210,33 @@ def velocities(
     timestep: float,
     placed: Placed | None = None,
 ) -> list[Tensor]:
-    """One velocity per branch of `context`, for the frames of `group` ascending, at one timestep.
+    """One velocity per branch of guidance, for the frames of `group` ascending, at one timestep.
 
-    Each branch is a forward of its own: one fixed shape, one set of bits. The tokens run in slot
-    order, so that they are written as one range. `placed`: what `place` says of the group, for
-    callers that take many steps.
+    Each branch of `context` is a forward of its own: one fixed shape, one set of bits. Where it is
+    for more clips than `x_BCTHW` has, it stands for several of guidance (mmpl/film/together.py).
+    The tokens run in slot order, so that they are written as one range. `placed`: what `place` says
+    of the group, for callers that take many steps.
     """
     placed = placed or place(network, context, group, x_BCTHW)
-    t_B1 = torch.full((len(x_BCTHW), 1), timestep, dtype=torch.float32, device=x_BCTHW.device)
-    time = time_of(network.params, network.config, t_B1, engine=network.engine)
+    t_11 = torch.full((1, 1), timestep, dtype=torch.float32, device=x_BCTHW.device)
+    time = time_of(network.params, network.config, t_11, engine=network.engine)
     x_BCTHW = _in_order(x_BCTHW, placed.order)
-    return [
-        _in_order(
-            dit(
-                network.params,
-                network.config,
-                x_BCTHW,
-                time,
-                branch.context,
-                branch.cache,
-                frames=placed.frames,
-                engine=network.engine,
-            ),
-            placed.back,
+    found: list[Tensor] = []
+    for branch in context.branches:
+        copies = branch.context.clips // len(x_BCTHW)
+        v_BCTHW = dit(
+            network.params,
+            network.config,
+            x_BCTHW.repeat(copies, 1, 1, 1, 1) if copies > 1 else x_BCTHW,
+            time,
+            branch.context,
+            branch.cache,
+            frames=placed.frames,
+            engine=network.engine,
         )
-        for branch in context.branches
-    ]
+        found += _in_order(v_BCTHW, placed.back).chunk(copies)
+        del v_BCTHW  # not beside the next branch's pass
+    return found
 
 
 def _in_order(x_BCTHW: Tensor, order: Tensor | None) -> Tensor:

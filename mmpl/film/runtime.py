@@ -35,7 +35,7 @@ from mmpl.film.studio import Studio
 from mmpl.layout.given import GIVEN
 from mmpl.layout.schedule import Operation, Schedule
 from mmpl.layout.work import SEEDS, Task
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
 
 

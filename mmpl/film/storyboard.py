@@ -18,7 +18,7 @@ from mmpl.film.settings import Film
 from mmpl.film.store import Store
 from mmpl.layout.timeline import film_frame
 from mmpl.layout.work import Task, Work, plan_work
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
 from mmpl.wan.config import VAEConfig
 

@@ -16,6 +16,7 @@ from mmpl.film.given import Given
 from mmpl.film.segment import Latents
 from mmpl.film.settings import Film
 from mmpl.film.team import ALONE, Team
+from mmpl.film.together import joined, together
 from mmpl.layout.given import with_given
 from mmpl.layout.layout import Layout
 from mmpl.layout.slots import stored_slots
@@ -113,7 +114,11 @@ def open_studio(
     embeddings, damaged = embeddings_of(model, _prompts(film))
     texts = read_texts(film, network, embeddings)
     vae = model.vae, model.vae_config
-    return furnished(film, network, texts, given or {}, vae, model.offload), attention, damaged
+    given = given or {}
+    both_are_here = len(texts[0]) > 1 and model.offload.kind == "none"
+    if both_are_here and together(model.dit, _tokens(film, given, model)):
+        texts = tuple((joined(branches),) for branches in texts)
+    return furnished(film, network, texts, given, vae, model.offload), attention, damaged
 
 
 def furnished(
@@ -163,3 +168,12 @@ def read_texts(
     if network.branch is not None:
         branches = [(both[network.branch],) for both in branches]
     return tuple(branches)
+
+
+def _tokens(film: Film, given: Given, model: Model) -> tuple[int, ...]:
+    """The tokens of every pass there is."""
+    stride = model.vae_config.spatial_stride
+    of_frame = model.dit_config.frame_tokens(film.height // stride, film.width // stride)
+    layouts = (film.layout, *(with_given(film.layout, latents) for latents in given.values()))
+    groups = [group for layout in layouts for group in layout.groups]
+    return tuple(len(group.frames) * of_frame for group in groups)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -21,13 +21,10 @@ from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
-from mmpl.errors import ArgumentError, InputError, NumericError, OutputError
+from mmpl.errors import ArgumentError, InputError, OutputError
 from mmpl.media import durable
 from mmpl.media.image import EXACT, MAX_PIXELS, Pixels, frame_rgb
 from mmpl.media.source import decode, open_video
-
-if TYPE_CHECKING:
-    from torch import Tensor  # for the signature only: checking a file need not wait for torch
 
 _MAX_SIDE = 16384  # of the x264 encoder
 _MAX_FPS = 1000
@@ -46,19 +43,6 @@ class VideoInfo:
     codec: str
     pixel_format: str
     bt709: bool
-
-
-def to_uint8(frames_CFHW: "Tensor") -> Pixels:
-    """Decoded frames in [-1, 1], CFHW of any float type and device, as FHWC uint8 pixels.
-
-    As Wan does it: clamped, (x + 1) / 2 * 255, truncated, not rounded. Raises `NumericError` for
-    NaN or infinity, which would become black without a word.
-    """
-    x_CFHW = frames_CFHW.detach().float()
-    if not x_CFHW.isfinite().all():
-        raise NumericError("decoded frames hold NaN or infinity")
-    pixels_CFHW = x_CFHW.clamp(-1, 1).add(1).div(2).mul(255).byte()
-    return pixels_CFHW.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def check_size(width: int, height: int) -> None:

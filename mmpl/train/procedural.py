@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmpl.media.image import Pixels
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.train.clips import caption, render
 from mmpl.train.footage import Captions, Cut
 from mmpl.train.latents import clip_of

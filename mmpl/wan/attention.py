@@ -38,8 +38,9 @@ _INSTALL = {
 
 def sdpa(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None) -> Tensor:
     """torch's scaled_dot_product_attention, which picks its own kernel."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLNK, k_BSNK, v_BSNK))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LS).transpose(1, 2)
+    q_BNLK, k_BNSK, v_BNSK = q_BLNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
+    o_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNSK, v_BNSK, attn_mask=mask_LS)
+    return o_BNLK.transpose(1, 2)
 
 
 def cudnn(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None) -> Tensor:

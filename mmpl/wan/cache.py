@@ -113,9 +113,10 @@ def kv_write_(layer: LayerKV, k_BLNK: Tensor, v_BLNK: Tensor, rows: Rows) -> Non
     layer.v_BSNK[:, rows] = v_BLNK
 
 
-def kv_read(layer: LayerKV, rows: Rows) -> LayerKV:
-    """Some rows of a block: views when the rows follow each other, else copies."""
-    return LayerKV(layer.k_BSNK[:, rows], layer.v_BSNK[:, rows])
+def kv_read(layer: LayerKV, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Keys and values in some rows of a block: views where the rows follow each other, else
+    copies."""
+    return layer.k_BSNK[:, rows], layer.v_BSNK[:, rows]
 
 
 def kv_commit(cache: KVCache, slots: Collection[int]) -> KVCache:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
@@ -51,6 +50,11 @@ class CrossKV:
     k_IBJNK: Tensor
     v_IBJNK: Tensor
 
+    @property
+    def clips(self) -> int:
+        """How many clips it is for."""
+        return self.k_IBJNK.shape[1]
+
     def layer(self, index: int) -> LayerKV:
         """A view of one block's keys and values."""
         return LayerKV(self.k_IBJNK[index], self.v_IBJNK[index])
@@ -78,7 +82,7 @@ class Positions:
 @dataclass(frozen=True, slots=True, eq=False)
 class Time:
     """What a timestep is to the network: `e_BTD` for its head and `e_BT6D` for its blocks, with 1
-    added to the scales. T is 1 where all frames have the same."""
+    added to the scales. B is 1 where all clips have the same, T where all frames have."""
 
     e_BTD: Tensor
     e_BT6D: Tensor
@@ -171,8 +175,8 @@ def dit(
 ) -> Tensor:
     """The flow velocity v_BCTHW = noise - x0 of latents `x_BCTHW`, in the island format.
 
-    `t_BT`: timestep of every latent frame on the 0..1000 scale, or [B, 1], one for all, or what
-    `time_of` makes of either, for callers with several passes at one time. `context` comes from
+    `t_BT`: timestep of every latent frame on the 0..1000 scale, with B or T 1 for one for all, or
+    what `time_of` makes of it, for callers with several passes at one time. `context` comes from
     `encode_context`. With a cache, `frames.slots` says what is written and read; the pass must then
     run under `torch.no_grad()` if it writes. Without one the pass is differentiable. Raises
     ArgumentError for shapes or slots that do not fit.
@@ -196,6 +200,7 @@ def dit(
         attention=engine.attention,
         ulysses=engine.ulysses,
         tokens=tokens,
+        eps=ops.epsilon(config.eps, precision, x_BLD.device),
     )
     tokens_BLD = [x_BLD]
     del x_BLD
@@ -217,11 +222,11 @@ def patch_embedding(
     """Tokens x_BLD, column fastest: the patch convolution, whose stride is its size, as a matrix
     product."""
     pt, ph, pw = config.patch_size
-    pattern = "B C (T t) (H h) (W w) -> B (T H W) (C t h w)"
-    patches = rearrange(x_BCTHW, pattern, t=pt, h=ph, w=pw)
+    x_BCTtHhWw = x_BCTHW.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
+    patches_BLC = x_BCTtHhWw.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
     stored = params.patch_embedding
     matrix = Linear(stored.weight.flatten(1), stored.bias)
-    return cast(linear(matrix, patches, precision.compute), precision.island)
+    return cast(linear(matrix, patches_BLC, precision.compute), precision.island)
 
 
 def time_of(
@@ -255,18 +260,17 @@ def head(
     params: HeadParams, config: DiTConfig, x_BLD: Tensor, e_BTD: Tensor, precision: Precision
 ) -> Tensor:
     """Output features of every token, channel fastest, in the island format."""
-    m_BT21D = (cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)).unsqueeze(3)
-    shift, scale = m_BT21D.unbind(2)
+    m_BT2D = cast(params.modulation, precision.island) + e_BTD.unsqueeze(2)
+    shift, scale = ops.modulation(m_BT2D)
     y_BLD = ops.modulated_norm(x_BLD, shift, 1 + scale, config.eps)
     return linear(params.head, y_BLD, precision.island)
 
 
 def unpatchify(config: DiTConfig, y_BLC: Tensor, latent_size: Sequence[int]) -> Tensor:
     """Latents v_BCTHW of size `latent_size` (T, H, W) from output features."""
-    pt, ph, pw = config.patch_size
-    T, H, W = (size // p for size, p in zip(latent_size, config.patch_size))
-    pattern = "B (T H W) (t h w C) -> B C (T t) (H h) (W w)"
-    return rearrange(y_BLC, pattern, T=T, H=H, W=W, t=pt, h=ph, w=pw)
+    grid = tuple(size // p for size, p in zip(latent_size, config.patch_size))
+    y_BTHWthwC = y_BLC.unflatten(2, (*config.patch_size, -1)).unflatten(1, grid)
+    return y_BTHWthwC.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6).flatten(4, 5).flatten(2, 3)
 
 
 def _precision(params: DiTParams, engine: Engine) -> Precision:
@@ -308,7 +312,8 @@ def _check_inputs(
             "latent height and width must be multiples of the patch", got=(H, W), wanted=(ph, pw)
         )
     times = t_BT.e_BTD[:, :, 0] if isinstance(t_BT, Time) else t_BT
-    ops.check_shape("timesteps", times, (B, 1 if times.shape[-1:] == (1,) else T))
+    clips, frame_times = 1 if times.shape[:1] == (1,) else B, 1 if times.shape[-1:] == (1,) else T
+    ops.check_shape("timesteps", times, (clips, frame_times))
     shape = (config.num_layers, B, config.text_len, config.num_heads, config.head_dim)
     ops.check_shape("context keys", context.k_IBJNK, shape)
     L = T * config.frame_tokens(H, W)

@@ -26,8 +26,8 @@ from mmpl.wan.ulysses import Ulysses
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
     """What all blocks of one pass have in common. `e_BT6D` has a 1 added to its scales, and T is 1
-    where all frames have one timestep. With `ulysses` a rank has a part of the `tokens`
-    tokens of the pass."""
+    where all frames have one timestep. `eps`: that of the config, which the host hands over sooner
+    as a tensor. With `ulysses` a rank has a part of the `tokens` tokens of the pass."""
 
     e_BT6D: Tensor
     rope_L1C2: Tensor
@@ -38,6 +38,7 @@ class Shared:
     attention: AttentionBackend
     ulysses: Ulysses | None
     tokens: int
+    eps: Tensor
 
 
 class BlockFn(Protocol):
@@ -77,8 +78,8 @@ def block(
     inputs, so all layers share the compiled code.
     """
     precision = shared.precision
-    m_BT61D = (cast(params.modulation, precision.island) + shared.e_BT6D).unsqueeze(3)
-    shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = m_BT61D.unbind(2)
+    m_BT6D = cast(params.modulation, precision.island) + shared.e_BT6D
+    shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = ops.modulation(m_BT6D)
 
     # What a function is given has no name here, so that it can be let go of there.
     y_BLD = self_attention(
@@ -114,9 +115,10 @@ def self_attention(
     """Attention between tokens, y_BLD in the compute format: of the pass alone, or of the pass and
     the cache."""
     precision = shared.precision
-    q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision), shared.rope_L1C2)
+    table_L1C2, eps = shared.rope_L1C2, shared.eps
+    q_BLNK = rope(normed_heads(params.q, params.norm_q, config, y_BLD, precision, eps), table_L1C2)
     q_BLNK = cast(q_BLNK, precision.compute)
-    k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision), shared.rope_L1C2)
+    k_BLNK = rope(normed_heads(params.k, params.norm_k, config, y_BLD, precision, eps), table_L1C2)
     v_BLNK = heads(linear(params.v, y_BLD, precision.compute), config)
     del y_BLD
     if shared.write is None or shared.ulysses is not None:  # else rounded when it is stored
@@ -139,7 +141,7 @@ def cross_attention(
 ) -> Tensor:
     """Attention to the text, its padding included."""
     precision = shared.precision
-    q_BLNK = normed_heads(params.q, params.norm_q, config, y_BLD, precision)
+    q_BLNK = normed_heads(params.q, params.norm_q, config, y_BLD, precision, shared.eps)
     o_BLNK = shared.attention(cast(q_BLNK, precision.compute), text.k_BSNK, text.v_BSNK)
     return linear(params.o, o_BLNK.flatten(2), precision.compute)
 
@@ -147,22 +149,27 @@ def cross_attention(
 def text_kv(params: BlockParams, config: DiTConfig, y_BJD: Tensor, precision: Precision) -> LayerKV:
     """Keys and values of text tokens y_BJD for a block's cross-attention."""
     layer = params.cross_attn
-    k_BJNK = normed_heads(layer.k, layer.norm_k, config, y_BJD, precision)
+    k_BJNK = normed_heads(layer.k, layer.norm_k, config, y_BJD, precision, config.eps)
     v_BJNK = heads(linear(layer.v, y_BJD, precision.compute), config)
     return LayerKV(cast(k_BJNK, precision.compute), v_BJNK)
 
 
 def normed_heads(
-    matrix: Linear, gain: Weight, config: DiTConfig, y_BLD: Tensor, precision: Precision
+    matrix: Linear,
+    gain: Weight,
+    config: DiTConfig,
+    y_BLD: Tensor,
+    precision: Precision,
+    eps: float | Tensor,
 ) -> Tensor:
     """Queries or keys [B, L, N, K], normed over all heads together, in the island format."""
     projected = linear(matrix, y_BLD, precision.compute)
-    return heads(ops.rms_norm_(gain, projected, config.eps, precision.island), config)
+    return heads(ops.rms_norm_(gain, projected, eps, precision.island), config)
 
 
 def heads(x_BLD: Tensor, config: DiTConfig) -> Tensor:
     """The heads side by side, as x_BLNK."""
-    return x_BLD.unflatten(-1, (config.num_heads, config.head_dim))
+    return torch.unflatten(x_BLD, -1, (config.num_heads, -1))
 
 
 def _seen(own: list[Tensor], shared: Shared, cached: LayerKV | None) -> tuple[Tensor, Tensor]:
@@ -172,8 +179,7 @@ def _seen(own: list[Tensor], shared: Shared, cached: LayerKV | None) -> tuple[Te
         return own.pop(), own.pop()
     if shared.write is not None:
         kv_write_(cached, own.pop(), own.pop(), shared.write)
-        past = kv_read(cached, shared.read)
-        return past.k_BSNK, past.v_BSNK
-    past = kv_read(cached, shared.read)
-    k_BSNK = torch.cat((past.k_BSNK, own.pop()), dim=1)
-    return k_BSNK, torch.cat((past.v_BSNK, own.pop()), dim=1)
+        return kv_read(cached, shared.read)
+    past_k_BSNK, past_v_BSNK = kv_read(cached, shared.read)
+    k_BSNK = torch.cat((past_k_BSNK, own.pop()), dim=1)
+    return k_BSNK, torch.cat((past_v_BSNK, own.pop()), dim=1)

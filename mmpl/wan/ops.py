@@ -55,7 +55,10 @@ def linear(params: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x @ weight.T + bias`, computed in `dtype`."""
     if isinstance(params, QuantisedLinear):
         return quantised_linear(params, cast(x, dtype), dtype)
-    return F.linear(cast(x, dtype), cast(params.weight, dtype), cast(params.bias, dtype))
+    weight, bias = params.weight, params.bias
+    if weight.dtype is not dtype or bias.dtype is not dtype:
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    return F.linear(cast(x, dtype), weight, bias)
 
 
 def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,37 +71,51 @@ def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
 def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis with gain and bias, in and out in the format of `x`."""
     weight, bias = cast(params.weight, x.dtype), cast(params.bias, x.dtype)
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def rms_norm_(params: Weight, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def epsilon(eps: float, precision: Precision, device: torch.device) -> Tensor:
+    """`eps` for `rms_norm_`, as a tensor of one number."""
+    return torch.full((), eps, dtype=at_least_float32(precision.compute), device=device)
+
+
+def rms_norm_(params: Weight, x: Tensor, eps: float | Tensor, dtype: torch.dtype) -> Tensor:
     """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
 
     In this order, with the statistics in float32 or better. Without gradient `x` is overwritten.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x.dtype))
-    scale = torch.rsqrt(torch.add(eps, length.square(), alpha=1 / x.shape[-1]))
-    normed = cast(x * scale, x.dtype) if torch.is_grad_enabled() else x.mul_(scale)
-    return normed * cast(params.weight, dtype)
+    if torch.is_grad_enabled():
+        scale = torch.rsqrt(torch.add(eps, length.square(), alpha=1 / x.shape[-1]))
+        return cast(x * scale, x.dtype) * cast(params.weight, dtype)
+    scale = torch.add(eps, length.square_(), alpha=1 / x.shape[-1]).rsqrt_()
+    return x.mul_(scale) * cast(params.weight, dtype)
 
 
-def modulated_norm(x_BLD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis, times `scale` plus `shift`, one of each per latent frame or for
-    all, in and out in the format of `x`."""
-    D = x_BLD.shape[-1]
-    if scale_BT1D.numel() == D:  # the norm's own gain and bias: one pass over the numbers, not two
-        return F.layer_norm(x_BLD, (D,), scale_BT1D.flatten(), shift_BT1D.flatten(), eps)
-    normed_BTLD = F.layer_norm(x_BLD, (D,), None, None, eps).unflatten(1, (shift_BT1D.shape[1], -1))
-    return torch.addcmul(shift_BT1D, normed_BTLD, scale_BT1D).flatten(1, 2)
+def modulation(m_BTMD: Tensor) -> tuple[Tensor, ...]:
+    """The M shifts, scales and gates of `m`, each as `modulated_norm` and `gated_add` want them: D
+    numbers where the batch and all latent frames have the same, else [B, T, 1, D]."""
+    if m_BTMD.numel() == m_BTMD.shape[2] * m_BTMD.shape[3]:  # rows broadcast by themselves
+        return m_BTMD.flatten(0, 2).unbind(0)
+    return m_BTMD.unsqueeze(3).unbind(2)
 
 
-def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BT1D: Tensor) -> Tensor:
-    """`x + gate * y` with one gate per latent frame or for all, in the format of `x`, which is the
-    wider one."""
-    if gate_BT1D.shape[1] == 1:
-        return torch.addcmul(x_BLD, y_BLD, gate_BT1D.squeeze(1))
-    x_BTLD, y_BTLD = (z.unflatten(1, (gate_BT1D.shape[1], -1)) for z in (x_BLD, y_BLD))
-    return torch.addcmul(x_BTLD, y_BTLD, gate_BT1D).flatten(1, 2)
+def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis, times `scale` plus `shift`, each of `modulation`, in and out in
+    the format of `x`."""
+    if scale.ndim == 1:  # the norm's own gain and bias: one pass over the numbers, not two
+        return torch.layer_norm(x_BLD, scale.shape, scale, shift, eps)
+    normed_BLD = torch.layer_norm(x_BLD, x_BLD.shape[-1:], None, None, eps)
+    normed_BTLD = normed_BLD.unflatten(1, (shift.shape[1], -1))
+    return torch.addcmul(shift, normed_BTLD, scale).flatten(1, 2)
+
+
+def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate: Tensor) -> Tensor:
+    """`x + gate * y`, with a gate of `modulation`, in the format of `x`, which is the wider one."""
+    if gate.ndim == 1:
+        return torch.addcmul(x_BLD, y_BLD, gate)
+    x_BTLD, y_BTLD = (z.unflatten(1, (gate.shape[1], -1)) for z in (x_BLD, y_BLD))
+    return torch.addcmul(x_BTLD, y_BTLD, gate).flatten(1, 2)
 
 
 def sinusoid(t: Tensor, dim: int) -> Tensor:

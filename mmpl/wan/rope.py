@@ -46,7 +46,7 @@ def rope_table(
 
 def rope(x_BLNK: Tensor, table_L1C2: Tensor) -> Tensor:
     """`x` turned by the angles of `table`, computed in the table's format, which is returned."""
-    pairs = cast(x_BLNK, table_L1C2.dtype).unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(cast(x_BLNK, table_L1C2.dtype), -1, (-1, 2))
     if torch.compiler.is_compiling():  # the compiler fuses real arithmetic only, and no joins
         cos, sin = table_L1C2.split(1, dim=-1)
         sign = 2 * torch.arange(2, device=pairs.device) - 1

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
@@ -184,17 +183,17 @@ def bucket(config: TextConfig, rel: int) -> int:
 
 def position_bias(block: TextBlock, buckets_JJ: Tensor) -> Tensor:
     """The layer's bias [N, J, J] on its attention logits, before pads are masked."""
-    return rearrange(F.embedding(buckets_JJ, block.pos_embedding.weight), "q k n -> n q k")
+    return F.embedding(buckets_JJ, block.pos_embedding.weight).permute(2, 0, 1)
 
 
 def _attention(p: TextAttention, config: TextConfig, x_BJD: Tensor, bias_BNJJ: Tensor) -> Tensor:
     q, k, v = (
-        rearrange(F.linear(x_BJD, w.weight), "b j (n k) -> b n j k", n=config.num_heads)
+        F.linear(x_BJD, w.weight).unflatten(-1, (config.num_heads, -1)).transpose(1, 2)
         for w in (p.q, p.k, p.v)
     )
     logits = q @ k.transpose(-1, -2) + bias_BNJJ
     weights = logits.float().softmax(-1).to(logits.dtype)
-    return F.linear(rearrange(weights @ v, "b n j k -> b j (n k)"), p.o.weight)
+    return F.linear((weights @ v).transpose(1, 2).flatten(2), p.o.weight)
 
 
 def _ffn(p: TextFFN, x: Tensor) -> Tensor:

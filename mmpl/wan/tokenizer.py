@@ -6,10 +6,7 @@ Wan2.1 wan/modules/tokenizers.py.
 
 from __future__ import annotations
 
-import html
 import re
-
-import tokenizers
 
 from mmpl.errors import ArgumentError, CheckpointError
 
@@ -26,7 +23,9 @@ def clean_prompt(text: str) -> str:
     """
     repaired = text
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to repair
-        import ftfy  # noqa: PLC0415  loads tables for a fifth of a second
+        import html  # noqa: PLC0415  tables, which few prompts need
+
+        import ftfy  # noqa: PLC0415  a fifth of a second of them
 
         repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", repaired).strip()
@@ -40,6 +39,8 @@ class Tokenizer:
 
         `where` names it in errors.
         """
+        import tokenizers  # noqa: PLC0415  a large library, which a program may do without
+
         try:
             text = json.decode("utf-8") if isinstance(json, bytes) else json
             model = tokenizers.Tokenizer.from_str(text)

@@ -15,7 +15,6 @@ from math import sqrt
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
@@ -269,15 +268,15 @@ def _mix(layer: Residual | Attention, x: Tensor, tails: _Tails) -> Tensor:
 
 def _attention(p: Attention, x_BCTHW: Tensor) -> Tensor:
     """Every pixel attends to all pixels of its own frame, with one head."""
-    frames, (rows, columns) = x_BCTHW.shape[2], x_BCTHW.shape[3:]
-    x = rearrange(x_BCTHW, "B C T H W -> (B T) C H W")
-    qkv = F.conv2d(x / _rms(x) * p.norm.gamma, p.to_qkv.weight, p.to_qkv.bias)
-    q, k, v = rearrange(qkv, "n (three C) H W -> three n 1 (H W) C", three=3)
-    out = rearrange(
-        F.scaled_dot_product_attention(q, k, v), "n 1 (H W) C -> n C H W", H=rows, W=columns
-    )
-    out = x + F.conv2d(out, p.proj.weight, p.proj.bias)
-    return rearrange(out, "(B T) C H W -> B C T H W", T=frames)
+    frames, size = x_BCTHW.shape[2], x_BCTHW.shape[3:]
+    x_nCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)  # n is B and T
+    qkv_nCHW = F.conv2d(x_nCHW / _rms(x_nCHW) * p.norm.gamma, p.to_qkv.weight, p.to_qkv.bias)
+    qkv_nLC = qkv_nCHW.permute(0, 2, 3, 1).flatten(1, 2)
+    q, k, v = (part_nLC.unsqueeze(1) for part_nLC in qkv_nLC.chunk(3, dim=-1))
+    out_nLC = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+    out_nCHW = out_nLC.transpose(1, 2).unflatten(2, size)
+    out_nCHW = x_nCHW + F.conv2d(out_nCHW, p.proj.weight, p.proj.bias)
+    return out_nCHW.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 def _downsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
@@ -302,8 +301,9 @@ def _upsample(p: Resample, x: Tensor, tails: _Tails) -> Tensor:
         extended = tails.extend(rest, p.time_conv.weight.shape[2] - 1)
         if rest.shape[2]:
             doubled = _conv3d(extended, p.time_conv.weight, p.time_conv.bias)
-            rest = rearrange(doubled, "B (two C) T H W -> B (T two) H W C", two=2)
-            rest = rest.contiguous().movedim(-1, 1)
+            twice_B2CTHW = doubled.unflatten(1, (2, -1))
+            rest_BFHWC = twice_B2CTHW.permute(0, 3, 1, 4, 5, 2).flatten(1, 2)
+            rest = rest_BFHWC.contiguous().movedim(-1, 1)
         # Joined with nothing, frames would no longer lie channels last.
         x = _joined([part for part in (start, rest) if part.shape[2]])
     return _conv3d(_doubled(x), p.conv.weight[:, :, None], p.conv.bias, padding=(0, 1, 1))
@@ -313,7 +313,7 @@ def _doubled(x: Tensor) -> Tensor:
     """Twice the rows and columns. As pictures: of clips that lie channels last, torch for CUDA
     makes a copy that does not, and another of the result."""
     frames = x.shape[2]
-    pictures = rearrange(x, "B C T H W -> (B T) H W C").movedim(-1, 1)
+    pictures = x.permute(0, 2, 3, 4, 1).flatten(0, 1).movedim(-1, 1)
     doubled = F.interpolate(pictures, scale_factor=2.0, mode="nearest")
     return doubled.movedim(1, -1).unflatten(0, (-1, frames)).movedim(-1, 1)
 
@@ -325,13 +325,15 @@ def _head(p: Head, x: Tensor, tails: _Tails) -> Tensor:
 def _fold(x: Tensor, patch: int) -> Tensor:
     if patch == 1:
         return x
-    return rearrange(x, "B C F (H p) (W q) -> B (C q p) F H W", p=patch, q=patch)
+    x_BCFHpWq = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    return x_BCFHpWq.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
 def _unfold(x: Tensor, patch: int) -> Tensor:
     if patch == 1:
         return x
-    return rearrange(x, "B (C q p) F H W -> B C F (H p) (W q)", p=patch, q=patch)
+    x_BCqpFHW = x.unflatten(1, (-1, patch, patch))
+    return x_BCqpFHW.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
 def _statistics(config: VAEConfig, like: Tensor) -> tuple[Tensor, Tensor]:

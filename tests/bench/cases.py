@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmpl.wan import ops
 from mmpl.wan.cache import LayerKV, kv_allocate
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import Engine, Positions, dit, dit_cast, encode_context
@@ -99,6 +100,7 @@ def block_call(
         attention=Engine().attention,
         ulysses=None,
         tokens=row.tokens,
+        eps=ops.epsilon(config.eps, precision, x_BLD.device),
     )
 
     @torch.no_grad()

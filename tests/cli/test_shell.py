@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +16,15 @@ import pytest
 import torch
 
 from mmpl import errors
-from mmpl.cli.shell import Console, Terminated, explain, print_result, printable, run
+from mmpl.cli.shell import (
+    Console,
+    Terminated,
+    explain,
+    print_result,
+    printable,
+    run,
+    uncollected,
+)
 
 CODES = [
     (errors.ArgumentError("x"), 2),
@@ -143,3 +153,26 @@ def test_a_result_keeps_the_bytes_of_a_path(monkeypatch: pytest.MonkeyPatch) -> 
     print_result(os.fsdecode(b"film-\xff-\xc3\xa9.mp4"))
     stream.seek(0)
     assert stream.buffer.read() == b"film-\xff-\xc3\xa9.mp4\n"
+
+
+def test_the_collector_is_back_after_the_imports_and_leaves_them_alone() -> None:
+    code = """
+import gc
+from mmpl.cli.shell import uncollected
+try:
+    with uncollected():
+        assert not gc.isenabled()
+        raise ImportError
+except ImportError:
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_collector_of_a_program_that_has_torch_is_left_alone() -> None:
+    before = gc.get_freeze_count()
+    with uncollected():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before

@@ -13,6 +13,7 @@ import torch
 from mmpl.errors import NumericError
 from mmpl.media import video
 from mmpl.media.image import Pixels
+from mmpl.media.pixels import to_uint8
 from tests.media.test_video import write
 
 
@@ -86,20 +87,20 @@ def test_to_uint8_truncates_as_wan_does():
     values = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 0.999, 1.0, 1.5])
     x_CFHW = values.reshape(1, 2, 2, 2).expand(3, 2, 2, 2).clone()
     x_CFHW[1], x_CFHW[2] = -1, 1
-    pixels = video.to_uint8(x_CFHW)
+    pixels = to_uint8(x_CFHW)
     assert pixels.shape == (2, 2, 2, 3)
     assert pixels.flags.c_contiguous
     assert pixels[..., 0].ravel().tolist() == [0, 0, 63, 127, 191, 254, 255, 255]
     assert (pixels[..., 1] == 0).all()
     assert (pixels[..., 2] == 255).all()
-    half = video.to_uint8(x_CFHW.bfloat16())
+    half = to_uint8(x_CFHW.bfloat16())
     assert half[..., 0].ravel().tolist() == [0, 0, 63, 127, 191, 255, 255, 255]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_to_uint8_refuses_nan(value: float):
     x_CFHW = torch.zeros(3, 1, 2, 2, requires_grad=True).clone()
-    assert video.to_uint8(x_CFHW).max() == 127
+    assert to_uint8(x_CFHW).max() == 127
     x_CFHW[0, 0, 1, 1] = value
     with pytest.raises(NumericError):
-        video.to_uint8(x_CFHW)
+        to_uint8(x_CFHW)

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from mmpl.eval.rolling import Window, entered
@@ -39,7 +38,7 @@ def _without_gradient():
 def latents(name: str) -> Tensor | None:
     """A recorded [B, F, C, H, W] tensor as BCTHW."""
     recorded = TENSORS.get(name)
-    return None if recorded is None else rearrange(recorded, "B T C H W -> B C T H W")
+    return None if recorded is None else recorded.transpose(1, 2)
 
 
 @pytest.mark.parametrize("run", ALL)
@@ -83,9 +82,7 @@ def test_rolling_rollout(run: str) -> None:
     network = Network(PARAMS, CONFIG, Engine())
     texts = (encode_context(PARAMS, CONFIG, list(TENSORS["context"][: len(noise)])),)
     size = (noise.shape[3], noise.shape[4])
-    context = open_context(
-        network, window.layout, texts, latent_size=size, batch=len(noise), stored=window.frames
-    )
+    context = open_context(network, window.layout, texts, latent_size=size, stored=window.frames)
     draws = iter(TENSORS[f"{run}.renoise"])
     done: list[Tensor] = []
     for number, chunk in enumerate(noise.split(window.chunk, dim=2)):
@@ -132,5 +129,5 @@ def few_steps(run: str, noise: Tensor, flow_of: flow.Velocity, draws: Iterator[T
         noise,
         steps,
         table,
-        lambda _: rearrange(next(draws), "(B T) C H W -> B C T H W", B=batch),
+        lambda _: next(draws).unflatten(0, (batch, -1)).transpose(1, 2),
     )

@@ -70,9 +70,7 @@ def roll_out(
     network = Network(dit_tiny.params(), dit_tiny.config(), Engine())
     texts = (encode_context(network.params, network.config, [text] * len(noise_BCTHW)),)
     rows, columns = noise_BCTHW.shape[3:]
-    context = open_context(
-        network, layout, texts, latent_size=(rows, columns), batch=len(noise_BCTHW)
-    )
+    context = open_context(network, layout, texts, latent_size=(rows, columns))
     table = flow.flow_table(meta["shift"])
     # The list ends in a 0 that stands for the clean pass; `commit` makes that.
     steps = meta["step_list"][:-1]

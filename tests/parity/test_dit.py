@@ -1,5 +1,7 @@
 """The transformer against the recorded reference: plain, masked and cached."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ CAUSAL = golden.load("dit_causal_tiny")
 CAUSAL_META = golden.metadata("dit_causal_tiny")
 PARTS = ("x", "context", "out")
 CASES = golden.cases(PLAIN, "case")
+PLAIN_ENGINE = Engine()
 CALLS = CAUSAL_META["kv"]["calls"]
 
 
@@ -122,42 +125,53 @@ def test_casting_ahead_changes_no_bit() -> None:
 # -------------------------------------------------------------------------------------- cached
 
 
-def causal_text() -> CrossKV:
-    return encode_context(dit_tiny.params(), CONFIG, list(CAUSAL["kv.context"]))
+def causal_text(engine: Engine) -> CrossKV:
+    context = list(CAUSAL["kv.context"])
+    return encode_context(dit_tiny.params(), CONFIG, context, engine=engine)
 
 
-def causal_cache(frames: int) -> KVCache:
+def causal_cache(frames: int, precision: Precision = FLOAT32) -> KVCache:
     batch, _, _, H, W = CAUSAL["kv.call0.x"].shape
-    frame_tokens = CONFIG.frame_tokens(H, W)
-    return kv_allocate(CONFIG, batch=batch, slots=frames, frame_tokens=frame_tokens)
+    tokens, dtype = CONFIG.frame_tokens(H, W), precision.compute
+    return kv_allocate(CONFIG, batch=batch, slots=frames, frame_tokens=tokens, dtype=dtype)
 
 
-def run_cached(x: Tensor, t: Tensor, cache: KVCache, first: int) -> Tensor:
+def run_cached(
+    x: Tensor, t: Tensor, cache: KVCache, first: int, engine: Engine = PLAIN_ENGINE
+) -> Tensor:
     stop = first + x.shape[2]
     where = Positions(tuple(range(first, stop)), SlotView((first, stop), (0, stop)))
-    return dit(dit_tiny.params(), CONFIG, x, t, causal_text(), cache, frames=where)
+    text = causal_text(engine)
+    return dit(dit_tiny.params(), CONFIG, x, t, text, cache, frames=where, engine=engine)
 
 
-def test_cached_calls() -> None:
-    """Every call's output, and every block's rows after it, in the recorded order."""
+def cached_calls(engine: Engine) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every call's output, and every block's rows after it, each beside what was recorded, in the
+    recorded order."""
     meta = CAUSAL_META["kv"]
-    cache = causal_cache(meta["frames_per_chunk"] * meta["chunks"])
+    slots = meta["frames_per_chunk"] * meta["chunks"]
+    cache = causal_cache(slots, engine.precision or FLOAT32)
     for call in CALLS:
         recorded = golden.under(CAUSAL, f"kv.call{call['call']}")
         first = call["current_start"] // meta["frame_tokens"]
-        got = run_cached(recorded["x"], recorded["t"], cache, first)
-        assert golden.worst(got, recorded["out"]) <= TOLERANCE
+        yield run_cached(recorded["x"], recorded["t"], cache, first, engine), recorded["out"]
         for layer in range(CONFIG.num_layers):
             rows = cache.layer(layer)
             for part, found in (("k", rows.k_BSNK), ("v", rows.v_BSNK)):
                 wanted = recorded[f"cache{layer}.{part}"]
-                assert golden.worst(found[:, : wanted.shape[1]], wanted) <= TOLERANCE
+                yield found[:, : wanted.shape[1]].clone(), wanted
         if call["kind"].startswith("refresh"):
             cache = kv_commit(cache, range(first, first + meta["frames_per_chunk"]))
 
 
+def test_cached_calls() -> None:
+    pairs = list(cached_calls(PLAIN_ENGINE))
+    assert len(pairs) == len(CALLS) * (1 + 2 * CONFIG.num_layers)
+    assert max(golden.worst(got, wanted) for got, wanted in pairs) <= TOLERANCE
+
+
 def test_cross_cache() -> None:
-    text = causal_text()
+    text = causal_text(PLAIN_ENGINE)
     for layer in range(CONFIG.num_layers):
         wanted = golden.under(CAUSAL, f"kv.crosscache{layer}")
         assert golden.worst(text.layer(layer).k_BSNK, wanted["k"]) <= TOLERANCE
@@ -181,7 +195,7 @@ def chunk_of(frames: int, per_chunk: int, first: int) -> Tensor:
 def run_masked(x: Tensor, t: Tensor, mask_TT: Tensor, positions: tuple[int, ...]) -> Tensor:
     mask_LL = token_mask(mask_TT, CONFIG.frame_tokens(*x.shape[3:]))
     where = Positions(positions, mask_LL=mask_LL)
-    return dit(dit_tiny.params(), CONFIG, x, t, causal_text(), frames=where)
+    return dit(dit_tiny.params(), CONFIG, x, t, causal_text(PLAIN_ENGINE), frames=where)
 
 
 @pytest.mark.parametrize(("case", "small_first"), [("blockcausal", False), ("firstframe", True)])

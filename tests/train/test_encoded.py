@@ -21,7 +21,7 @@ from mmpl.checkpoint.bundle import Encoders, load_encoders, load_model
 from mmpl.errors import ArgumentError, CheckpointError, InputError, NumericError, OutputError
 from mmpl.media import durable
 from mmpl.media.image import Pixels
-from mmpl.media.video import to_uint8
+from mmpl.media.pixels import to_uint8
 from mmpl.train import encoding
 from mmpl.train.clips import held_out, render
 from mmpl.train.encoded import EncodedClips
