@@ -126,6 +126,8 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
     )
     stars = replace(chained, clips=4608, seed=3, odds=(("star", 2.0), *CIRCLING))
     outlines = replace(stars, seed=4, shift=1.0)
+    hardest = ("star", 2.5), *CIRCLING, ("grows", 2.5), ("shrinks", 2.5)
+    settled = replace(outlines, seed=8, odds=hardest)
     return (
         Stage(
             "dit-beginnings",
@@ -157,15 +159,7 @@ def dit_stages() -> tuple[Stage[DiTTraining], ...]:
             ),
             replace(recipe, steps=3400, matrix_rate=8e-3),
         ),
-        Stage(
-            "dit-settled",
-            replace(
-                outlines,
-                seed=8,
-                odds=(("star", 2.5), *CIRCLING, ("grows", 2.5), ("shrinks", 2.5)),
-            ),
-            replace(recipe, steps=3700, matrix_rate=6e-3),
-        ),
+        Stage("dit-settled", settled, replace(recipe, steps=3700, matrix_rate=6e-3)),
     )
 
 

@@ -348,7 +348,7 @@ def test_stopped(bundle: Path, tmp_path: Path, number: int, code: int, words: st
     process.send_signal(number)
     process.send_signal(number)  # impatient
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (code, "")
+    assert (process.returncode, out) == (code, ""), err
     last = err.splitlines()[-1]
     assert words in last
     assert "segment" in last
