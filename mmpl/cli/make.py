@@ -119,7 +119,7 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     engine = {"device": str(device), "dtype": dtype, "attention": attention}
     engine |= {name: order.machine[name] for name in ("quantize", "threads")}
     notes = Notes(order.film)
-    events = console.follow(weights.follow(events))
+    events = weights.follow(events)
     events = notes.follow(events, None if order.only_plan else ranks)
     if crew is not None:
         events = crew.follow(events)

@@ -18,13 +18,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from mmpl.errors import MmplError, OutOfMemoryError, OutputError, is_out_of_memory
 from mmpl.media.durable import output_error
 
 REPORT = "MMPL_REPORT"  # the file in which a process tells its parent why it failed
-Event = TypeVar("Event")
 _BOUNCE_S = 2.0  # signals repeated within this time are one wish to stop, not two
 
 
@@ -41,7 +40,6 @@ class Console:
 
     def __init__(self, name: str) -> None:
         self.name, self.quiet, self.as_json = name, False, False
-        self.stops: list[KeyboardInterrupt] = []  # what signals have raised
         self._log: TextIO | None = None
 
     def say(self, text: str) -> None:
@@ -86,14 +84,6 @@ class Console:
         except OSError as error:
             raise output_error(path, error) from error
 
-    def follow(self, events: Iterator[Event]) -> Iterator[Event]:
-        """The events, until a signal came: what its handler raises is lost where Python calls it
-        inside a finalizer, and would go unheard."""
-        for event in events:
-            if self.stops:
-                raise self.stops[-1]
-            yield event
-
     def close(self) -> None:
         if self._log is not None:
             with suppress(OSError):
@@ -114,7 +104,7 @@ def run(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console(name)
-    stops = console.stops
+    stops: list[KeyboardInterrupt] = []
     with suppress(RuntimeError, ValueError, OSError):  # stderr may be closed, or not a file
         faulthandler.enable()  # weights cut while they are mapped: no exception, a bus error
     try:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -341,10 +342,10 @@ def test_stopped(bundle: Path, tmp_path: Path, number: int, code: int, words: st
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("  plan segment"):  # the film has been begun
-            break
+    begun = tmp_path / "film.mp4.job" / "segment_0001.init.safetensors"
+    while not begun.exists():
+        assert process.poll() is None, "ended before it was stopped"
+        time.sleep(0.01)
     process.send_signal(number)
     process.send_signal(number)  # impatient
     out, err = process.communicate(timeout=60)

@@ -86,26 +86,6 @@ def test_a_signal_that_a_library_swallows_still_counts() -> None:
     assert run(command, [], name="x") == 143
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_is_lost_in_a_finalizer_stops_at_the_next_event() -> None:
-    class Dying:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    seen: list[int] = []
-
-    def command(argv: list[str], console: Console) -> int:
-        for event in console.follow(iter(range(5))):
-            seen.append(event)
-            if event == 1:
-                one = Dying()
-                del one
-        return 0
-
-    assert run(command, [], name="mmpl-x") == 143
-    assert seen == [0, 1]
-
-
 def test_signals_in_quick_succession_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
 
