@@ -7,6 +7,7 @@ Pixels are FHWC uint8 RGB. Knows nothing of models.
 import json
 import math
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ from mmpl.media.source import decode, open_video
 _MAX_SIDE = 16384  # of the x264 encoder
 _MAX_FPS = 1000
 _CRF_RANGE = (1, 51)  # 0 is lossless, in a profile that most players refuse
+# x264's weighing of frames (mbtree) reads memory nobody wrote in its AVX-512 form, and the same
+# frames are then encoded otherwise each time. This form gives the same bytes everywhere, at 1.1
+# times the time; the instructions are in every x86 processor since 2008.
+_X86 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE42"}
+_SAME_BYTES = _X86 if platform.machine() in ("x86_64", "AMD64") else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +278,7 @@ def add_stream(
     threads: int = 1,
 ) -> VideoStream:
     """A stream of H.264, yuv420p and BT.709; `options` are x264's."""
-    stream = container.add_stream("libx264", rate=rate, options=options)
+    stream = container.add_stream("libx264", rate=rate, options={**_SAME_BYTES, **options})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     encoder = stream.codec_context
     encoder.thread_count = threads

@@ -66,6 +66,23 @@ def test_bytes_depend_on_frames_and_settings_only(tmp_path: Path):
     assert path.read_bytes() != whole
 
 
+def test_bytes_do_not_depend_on_what_was_in_memory(tmp_path: Path):
+    """Memory that x264 read before anybody wrote it would show in what moves."""
+    rows_H1, columns_1W = np.ogrid[:64, :64]
+    frames = np.zeros((60, 64, 64, 3), np.uint8)
+    for frame, pixels_HWC in enumerate(frames):
+        pixels_HWC[..., 0] = 2 * columns_1W + rows_H1 + frame
+        row, column = 32 + 21 * np.sin(frame / 9), 32 + 21 * np.cos(frame / 5)
+        pixels_HWC[(rows_H1 - row) ** 2 + (columns_1W - column) ** 2 < 113] = 250, 60, frame
+    path, found, rng = tmp_path / "film.mp4", set[bytes](), np.random.default_rng(0)
+    for _ in range(4):
+        left = [rng.bytes(size) for size in rng.integers(200, 120000, 400).tolist()]
+        del left
+        write(path, frames)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+
+
 def test_threads_and_quality_are_as_asked(tmp_path: Path):
     """x264 notes its settings in the film; left alone, it would count the processors."""
     path, frames = tmp_path / "film.mp4", clip(2, 256, 256)
