@@ -1,4 +1,5 @@
-"""Files as they come from the world, good and bad, drawn and encoded here: see `test_corpus`."""
+"""Files as they come from the world, good and bad, drawn and encoded for `good_files` and
+`test_bad_files`."""
 
 from __future__ import annotations
 
