@@ -59,7 +59,7 @@ def blueprint(teacher: Defaults) -> FastBlueprint:
     return FastBlueprint(
         teaching=Teaching(
             layouts,
-            films=12,
+            films=24,
             batch=16,
             shift=teacher.shift,
             guidance=teacher.guidance_scale,
