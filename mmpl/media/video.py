@@ -33,8 +33,8 @@ _CRF_RANGE = (1, 51)  # 0 is lossless, in a profile that most players refuse
 # x264's weighing of frames (mbtree) reads memory nobody wrote in its AVX-512 form, and the same
 # frames are then encoded otherwise each time. This form gives the same bytes everywhere, at 1.1
 # times the time; the instructions are in every x86 processor since 2008.
-_X86 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE42"}
-_SAME_BYTES = _X86 if platform.machine() in ("x86_64", "AMD64") else {}
+_SAME_BYTES = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE42"}
+_X86 = ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,9 @@ def add_stream(
     threads: int = 1,
 ) -> VideoStream:
     """A stream of H.264, yuv420p and BT.709; `options` are x264's."""
-    stream = container.add_stream("libx264", rate=rate, options={**_SAME_BYTES, **options})
+    if platform.machine() in _X86:
+        options = _SAME_BYTES | options
+    stream = container.add_stream("libx264", rate=rate, options=options)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     encoder = stream.codec_context
     encoder.thread_count = threads
