@@ -43,6 +43,7 @@ BAD = [
     ("mmpl-train dit --output model", 2, "--output means nothing here"),
     ("mmpl-train vae --model_path m", 2, "--model_path means nothing here; got stage vae; wanted"),
     ("mmpl-train dit --model_path missing", 3, "missing: no such"),
+    ("mmpl-train all --network plain", 2, "--network plain has the VAE and the text encoder of a"),
     ("mmpl-train dit", 3, "runs: no such run folder; begin with the stage vae"),
     ("mmpl-train bundle --runs missing", 3, "missing: no such run folder"),
     ("mmpl-train vae --runs file", 4, "file: cannot write: a part of its path is not a folder"),
