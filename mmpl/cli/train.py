@@ -71,8 +71,8 @@ TRAIN = Command(
             WORK,
             "NAME",
             "embedded; or one that goes on from it, for the comparison of methods: mixed (all "
-            "layouts), mmpl or chunked (one, as controls); or plain, which knows whole clips alone, "
-            "as Wan does before it is tuned, from random weights beside the encoders of --model_path",
+            "layouts), mmpl or chunked (one, as controls); or plain: from random weights, beside "
+            "the encoders of --model_path, whole clips alone, as Wan before it is tuned",
             **one_of(*NETWORKS),
             default="embedded",
         ),

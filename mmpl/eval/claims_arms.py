@@ -1,12 +1,13 @@
-"""What the report of the claims has to know of each method besides how it makes a film.
+"""The arms of the claims, and what the report has to know of them besides how they make a film.
 
-Names are those of `mmpl.eval.methods`. No torch.
+An arm is a method of `mmpl.eval.methods` on the weights that all share, or on a network of its own.
+No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import Chain, chain_of, joints, segments_for
@@ -17,15 +18,26 @@ class Arm:
     """`generations`: how many steps the chain of errors makes while a film goes on by one terminal
     segment (19 latent frames of Wan): how often something is made from what was itself made.
     `layout` and `seeding` tell where the groups of a segment meet; "" where they are no segments.
+    `method`: its name in `METHODS`, where it is another than the arm's. `weights`: how the network
+    was trained that this arm has for itself; "" where it has the one that all share.
     """
 
     generations: float
     layout: str = ""
     seeding: str = "terminal"
+    method: str = ""
+    weights: str = ""
 
 
 _MMPL = Arm(1, "mmpl_t2v")
 _CHUNKS = Arm(19 / 3)  # chunks of three latent frames
+_IN_SEGMENTS = Arm(7)  # chunks of three after the two seeds of each segment
+
+
+def _tuned(how: str) -> Arm:
+    return replace(_MMPL, method="mmpl_terminal", weights=f"a plain network, {how}")
+
+
 ARMS: Mapping[str, Arm] = {
     "mmpl_terminal": _MMPL,
     "mmpl_midpoint": Arm(19 / 11, "mmpl_t2v", "midpoint"),
@@ -41,16 +53,39 @@ ARMS: Mapping[str, Arm] = {
     "mmpl_noise_unit_0.5": _MMPL,
     "mmpl_noise_unit_0.7": _MMPL,
     "mmpl_noise_unit_0.9": _MMPL,
+    "mmpl_guidance_1": _MMPL,
+    "mmpl_guidance_2.5": _MMPL,
     "rolling_kv": _CHUNKS,
     "rolling_kv_sink": _CHUNKS,
     "causvid_windows": _CHUNKS,
-    "self_forcing_windows": Arm(7),  # chunks of three after the two seeds of each segment
+    "self_forcing_windows": _IN_SEGMENTS,
     "bidirectional_window": Arm(1, "bidirectional_2"),
     "diffusion_forcing": Arm(19 / 4),  # blocks of four, each behind the one before
     "fifo": Arm(19),  # one latent frame after the other
     "staggered_chunks": _CHUNKS,
     "anti_drift": Arm(1),  # the end of a segment first, then back to its beginning
+    "control_mmpl": replace(
+        _MMPL, method="mmpl_terminal", weights="trained for MMPL's layout alone"
+    ),
+    "control_chunks": replace(
+        _IN_SEGMENTS, method="self_forcing_windows", weights="trained for chunks alone"
+    ),
+    "tuned_none": _tuned("not tuned to plan"),
+    "tuned_qk": _tuned("queries and keys tuned to plan"),
+    "tuned_self_attention": _tuned("self-attention tuned to plan"),
+    "tuned_all": _tuned("all of it tuned to plan"),
+    "tuned_block3": _tuned(
+        "self-attention tuned to plan with a timestep for every three latent frames"
+    ),
 }
+METHOD_ARMS = tuple(name for name, arm in ARMS.items() if not arm.weights)
+NETWORK_ARMS = tuple(name for name, arm in ARMS.items() if arm.weights)
+PLAIN = "tuned_none"  # the model that the tuned transformers belong to
+
+
+def method_of(name: str) -> str:
+    """What makes the films of an arm, as `METHODS` calls it."""
+    return ARMS[name].method or name
 
 
 def joints_of(arm: Arm, chain: Chain, frames: int) -> dict[str, list[int]]:

@@ -77,6 +77,8 @@ BAD = [
     ("mmpl-eval claims --minutes -1", 2, "--minutes has a wrong value"),
     ("mmpl-eval claims --methods fifo,magic", 2, "unknown method; got 'magic'; wanted mmpl_term"),
     ("mmpl-eval claims --model_path missing", 3, "missing: no such model folder"),
+    ("mmpl-eval claims --methods tuned_qk", 2, "tuned_qk is a network of its own; give the folder"),
+    ("mmpl-eval claims --networks missing", 3, "missing: the folder of networks cannot be read"),
     ("mmpl-eval claims --guidance_scale nan", 2, "guidance_scale is out of range; got nan"),
     ("mmpl-eval claims --runs file", 4, "file: cannot write: a part of its path is not a folder"),
     ("mmpl-eval claims --output no/page.html", 4, "no/page.html: cannot write"),

@@ -107,7 +107,9 @@ def test_a_transformer_anew_beside_encoders_that_stay(tmp_path: Path) -> None:
     start = start_transformer(dit_shapes(CONFIGS.dit), 0)
     for name, weight in to_flat(load_model(tmp_path / "plain").dit).items():
         torch.testing.assert_close(weight, start[name], atol=1e-6, rtol=1e-6)
-    with pytest.raises(ArgumentError, match="of a finished bundle; give the bundle as --model_path"):
+    with pytest.raises(
+        ArgumentError, match="of a finished bundle; give the bundle as --model_path"
+    ):
         next(train_dit(replace(anew, begins_with=None), tmp_path / "runs"))
 
 
