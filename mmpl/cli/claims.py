@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmpl import __version__
+from mmpl.cli import speedup
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -24,13 +25,12 @@ from mmpl.cli.flags import (
 )
 from mmpl.cli.job import film_for
 from mmpl.cli.model import model_folder
+from mmpl.cli.parallel import MOST_RANKS
 from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import CheckpointError
 from mmpl.eval.claims import (
     BUDGETS,
     Budget,
-    Digests,
-    Record,
     Unit,
     add_networks,
     check_methods,
@@ -91,6 +91,10 @@ COMMAND = Command(
         ),
         Flag("output", RESULTS, "FILE", "write the report as a page, as in claims.html"),
         Flag("json", RESULTS, "", "print all numbers as JSON on stdout"),
+        Flag(
+            "ranks", MACHINE, "N", "also time one film made by one process and by N, of one thread "
+            "each, as Table 10 does", **whole(2, MOST_RANKS),
+        ),
         THREADS,
         DEBUG,
     ),
@@ -125,12 +129,24 @@ def claims(argv: Sequence[str], console: Console) -> int:
     with durable.locked(runs):
         open_folder(runs, settings)
         known = add_networks(runs, {name: one.digests for name, one in networks.items()})
+        if "ranks" in given and budget.minutes != 0:
+            named = {n: given[n] for n in ("model_path", *SAMPLING) if n in given}
+            speedup.measure(runs, given["ranks"], named, console)
         making = replace(budget, arms=(*budget.arms, *networks))
         models = dict.fromkeys(budget.arms, model) | networks
         _make(runs, film, models, sampling, making, console)
         budget = replace(budget, arms=(*budget.arms, *(n for n in NETWORK_ARMS if n in known)))
         records = {u: record for u in units_of(budget) if (record := read_record(runs, u))}
-    _report(records, budget, settings, known, given, console)
+        speed_ups = speedup.measured(runs, folder, sampling)
+    methods = {
+        name: {(u.program, u.seed): record for u, record in records.items() if u.arm == name}
+        for name in budget.arms
+    }
+
+    from mmpl.eval.claims_report import summary
+
+    wanted = len(units_of(budget))
+    _report(summary(methods, settings, wanted, known, speed_ups), given, console)
     return 0
 
 
@@ -221,21 +237,9 @@ def _make(
         )
 
 
-def _report(
-    records: Mapping[Unit, Record],
-    budget: Budget,
-    settings: Mapping[str, Any],
-    networks: Mapping[str, Digests],
-    given: Mapping[str, Any],
-    console: Console,
-) -> None:
-    from mmpl.eval.claims_report import page, summary, table
+def _report(found: Mapping[str, Any], given: Mapping[str, Any], console: Console) -> None:
+    from mmpl.eval.claims_report import page, table
 
-    methods = {
-        name: {(u.program, u.seed): r for u, r in records.items() if u.arm == name}
-        for name in budget.arms
-    }
-    found = summary(methods, settings, len(units_of(budget)), networks)
     if "output" in given:
         html = page(found, __version__)
         durable.put(given["output"], lambda file: file.write(html.encode()))

@@ -123,7 +123,7 @@ def _start(
         "WORLD_SIZE": str(ranks),
         "LOCAL_RANK": str(rank),
         "GLOO_SOCKET_IFNAME": "lo",  # nobody outside this machine is to reach the processes
-        "PYTHONPATH": os.pathsep.join([_root(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([root(), *filter(None, [os.environ.get("PYTHONPATH")])]),
         FOLDER: str(folder),
         PARENT: str(os.getpid()),
         REPORT: str(report),
@@ -215,6 +215,6 @@ def _stop(children: list[_Child]) -> None:
         child.process.wait()
 
 
-def _root() -> str:
+def root() -> str:
     """The folder that holds this package."""
     return str(Path(__file__).resolve().parents[2])

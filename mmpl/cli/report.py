@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ class Notes:
             )
             for rank, times in enumerate(self.times)
         ]
+
+    def rows(self) -> list[list[dict[str, Any]]]:
+        """The same as data, for programs."""
+        return [[asdict(bar) for bar in bars] for _, bars in self.bars()]
 
 
 def write_report(

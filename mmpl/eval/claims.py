@@ -117,8 +117,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
                 wanted=f"{SETTINGS_FILE} beside them",
                 todo="give another --runs",
             )
-        _put(path, wanted)
-    found = _read(path)
+        put_json(path, wanted)
+    found = read_json(path)
     differing = [n for n in {**wanted, **found} if found.get(n) != wanted.get(n)]
     if differing:
         raise ResumeError(
@@ -135,7 +135,7 @@ def add_networks(folder: Path, networks: Mapping[str, Digests]) -> dict[str, Dig
     records of, and notes the new ones. Returns all that the folder knows. Raises ResumeError for
     one that was replaced by another of the same name, and OutputError."""
     path = folder / NETWORKS_FILE
-    known: dict[str, Digests] = _read(path) if path.exists() else {}
+    known: dict[str, Digests] = read_json(path) if path.exists() else {}
     for name, digests in networks.items():
         records = f"program_*.{name}.json"
         if known.get(name, digests) != digests and next(folder.glob(records), None) is not None:
@@ -145,7 +145,7 @@ def add_networks(folder: Path, networks: Mapping[str, Digests]) -> dict[str, Dig
                 todo=f"remove {records}, or give another --runs",
             )
     if {**known, **networks} != known:
-        _put(path, {**known, **networks})
+        put_json(path, {**known, **networks})
     return {**known, **networks}
 
 
@@ -153,7 +153,7 @@ def read_record(folder: Path, unit: Unit) -> Record | None:
     """What was measured of a unit; None where it was not made. Raises ResumeError for a file that
     cannot be read."""
     path = folder / _file_name(unit)
-    return _read(path) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def run(
@@ -177,7 +177,7 @@ def run(
             record = measure(unit)
         except NumericError as error:
             record = {"failed": str(error)}
-        _put(folder / _file_name(unit), record)
+        put_json(folder / _file_name(unit), record)
         spent.append(clock() - started)
         left = len(todo) - number
         yield Done(unit, record, left, left * sum(spent) / len(spent))
@@ -187,12 +187,14 @@ def _file_name(unit: Unit) -> str:
     return f"program_{unit.program:03d}.seed_{unit.seed}.{unit.arm}.json"
 
 
-def _put(path: Path, content: Mapping[str, Any]) -> None:
+def put_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of results, there whole or not at all. Raises OutputError."""
     data = (json.dumps(content, allow_nan=False) + "\n").encode()
     durable.put(path, lambda file: file.write(data))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What `put_json` wrote. Raises ResumeError for a file that cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):

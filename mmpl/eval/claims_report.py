@@ -41,6 +41,11 @@ _TOLD = (  # in the table of methods
 )
 _GENERATIONS = "background's colour from that of the first generation, distance in RGB of 0..1"
 _DIGITS = 12  # of a SHA-256
+_MEASURED = (
+    "Wall time from the first stage to the last of one film by one process and by several of one "
+    "thread each, in turns; medians. Simulated: what the schedule promises at the stage times of "
+    "the one process alone. The paper's figures (Table 10) are of GPUs."
+)
 _CURVE_DRAWS = 500  # of the bootstrap; there are thousands of points
 _NOT_HERE = "Not tested here: VBench's scores and human votes, which need what they are made with"
 
@@ -50,10 +55,12 @@ def summary(
     settings: Mapping[str, Any],
     wanted: int,
     networks: Mapping[str, Digests] = MappingProxyType({}),
+    speed_ups: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All results as JSON. `methods`: of each arm the records of its films; `settings` are those
     all films share, `wanted` how many films the budget has. `networks`: of arms with a network of
-    their own the digests of its parts; all others have the weights in `settings`."""
+    their own the digests of its parts; all others have the weights in `settings`. `speed_ups`:
+    what was measured on several processes."""
     segments = settings["segments"]
     return {
         "settings": dict(settings),
@@ -70,6 +77,7 @@ def summary(
             for name, records in methods.items()
         },
         "costs": [asdict(cost) for cost in cost_tables()],
+        "speed_ups": list(speed_ups),
         "not_tested": _not_tested(methods),
     }
 
@@ -108,6 +116,14 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     for cost in found["costs"]:
         what = f"{cost['table']}: {cost['what']}, {cost['unit']}"
         yield f"{what:62s} {cost['paper']:8g} {cost['ours']:8.1f}"
+    if found["speed_ups"]:
+        yield ""
+        head = "speed-up, one film by one process and by several"
+        yield f"{head:62s} {'paper':>8s} {'simulated':>10s} measured"
+    for one in found["speed_ups"]:
+        for what, numbers in _speed_up(one).items():
+            paper, simulated, own = numbers
+            yield f"{what:62s} {paper:>8s} {simulated:>10s} {own}"
     yield ""
     yield found["rule"]
     yield found["not_tested"]
@@ -219,6 +235,17 @@ def _sections(found: Mapping[str, Any]) -> Iterator[Section]:
         strong=1,
     )
     yield from _method_sections(methods)
+    if found["speed_ups"]:
+        yield Section(
+            "Speed-up, measured",
+            _MEASURED,
+            head=("what", "paper", "simulated", "measured"),
+            rows=[
+                (what, *numbers)
+                for one in found["speed_ups"]
+                for what, numbers in _speed_up(one).items()
+            ],
+        )
     yield Section(
         "Costs by arithmetic",
         "The paper's Tables 10 to 12 beside what the schedule and the cost model give; nothing "
@@ -300,6 +327,27 @@ def _lines(
                 points.append((float(at), mean, *ends))
         found.append(Line(name, points))
     return found
+
+
+def _speed_up(found: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """What several processes gained, in words: of the paper, simulated, measured."""
+    number, pairs = found["ranks"], found["pairs"]
+    times = f"{found['seconds_of_one']:.1f} s by one, {found['seconds']:.1f} s by {number}"
+    where = f"{found['cores']} cores, load {found['load']:g} before"
+    most = f"{found['speed_up_least']:.2f} to {found['speed_up_most']:.2f} in {pairs} pairs"
+    paper, busy = found["speed_up_paper"], found["busy_paper"]
+    return {
+        f"{number} processes, {found['segments']} segments, {where}: times as fast": (
+            "-" if paper is None else f"{paper:.2f}",
+            f"{found['speed_up_simulated']:.2f}",
+            f"{found['speed_up']:.2f} ({most}; {times})",
+        ),
+        f"{number} processes: share of the time that they are busy": (
+            "-" if busy is None else f"{busy:.1%}",
+            f"{found['busy_simulated']:.1%}",
+            f"{found['busy']:.1%} (one alone {found['busy_of_one']:.1%})",
+        ),
+    }
 
 
 def _claim_cells(row: Mapping[str, Any], text: str) -> tuple[str, ...]:

@@ -6,16 +6,22 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mmpl.checkpoint.bundle import load_model
+from mmpl.cli import speedup
 from mmpl.cli.evaluate import main
+from mmpl.cli.shell import cores
+from mmpl.eval import claims_ranks
 from mmpl.eval.claims import BASE, Budget
 from mmpl.eval.claims_arms import ARMS, METHOD_ARMS, NETWORK_ARMS, method_of
+from mmpl.eval.claims_ranks import Bars
 from mmpl.layout import schedule_search
 from tests.eval.planted import Planted, methods_module
 from tests.page import read_page
@@ -168,3 +174,67 @@ def test_a_folder_of_other_settings(made: list[tuple[str, int]], capfd: Capture)
             f"own: the films in this folder were made with other settings; got other {what}" in err
         )
     assert made == []
+
+
+def test_a_film_is_timed_by_one_process_and_by_two(
+    made: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """By mmpl-gen itself; two processes are taken to halve each stage and to wait for none."""
+    timed: list[list[Bars]] = []
+
+    def halved(number: int, flags: Mapping[str, Any]) -> list[Bars]:
+        if number == 1:
+            timed.append(by_process(1, flags))
+        bars = [{**b, "start_s": b["start_s"] / 2, "stop_s": b["stop_s"] / 2} for b in timed[0][0]]
+        return timed[0] if number == 1 else [bars, bars]
+
+    by_process = speedup.timed
+    monkeypatch.setattr(speedup, "timed", halved)
+    one_pair(monkeypatch)
+    asked = ("--ranks", "2", "--steps", "1")
+    assert call(*asked) == 0
+    out, err = capfd.readouterr()
+    assert "1 process " in err
+    lines = [line for line in out.splitlines() if line.startswith("2 processes")]
+    assert len(lines) == 2
+    assert "2 segments" in lines[0]
+    assert " 1.90 " in lines[0]
+    assert len(timed) == len(made) == 1
+    assert call("--minutes", "0", "--steps", "1", "--json", "--output", "page.html") == 0
+    out, err = capfd.readouterr()
+    assert "1 process " not in err
+    assert len(timed) == 1
+    (found,) = json.loads(out)["speed_ups"]
+    assert (found["ranks"], found["pairs"], found["cores"]) == (2, 1, cores())
+    assert found["speed_up"] == pytest.approx(2.0, rel=0.02)
+    assert 0.1 < found["busy"] == pytest.approx(found["busy_of_one"], rel=0.02)
+    assert "94.3%" in read_page(Path("page.html").read_text()).texts["td"]
+
+
+@pytest.mark.slow  # five processes
+def test_two_processes_make_the_film_that_is_timed(
+    made: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    one_pair(monkeypatch)
+    assert call("--ranks", "2", "--steps", "1", "--json") == 0
+    (found,) = json.loads(capfd.readouterr().out)["speed_ups"]
+    assert (found["ranks"], found["pairs"]) == (2, 1)
+    assert 0.1 < found["speed_up"] < 3
+    assert 0.05 < found["busy"] <= 1.0
+
+
+def one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two segments, and one film beside it."""
+    monkeypatch.setattr(claims_ranks, "PAIRS", 1)
+    monkeypatch.setattr(claims_ranks, "SEGMENTS", 2)
+    monkeypatch.setattr("mmpl.cli.claims.BUDGETS", {"10m": replace(GRID, programs=1, arms=(BASE,))})
+
+
+def test_films_that_cannot_be_timed(
+    made: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.setattr(claims_ranks, "SEGMENTS", 10**6)
+    assert call("--ranks", "2") == 5
+    out, err = capfd.readouterr()
+    assert (out, made) == ("", [])
+    assert "was not made by 1 processes; got" in err
