@@ -48,7 +48,7 @@ def find_networks(folder: Path, shared: ModelFolder) -> dict[str, ModelFolder]:
         raise CheckpointError(
             "there are no networks", where=str(folder), wanted=", ".join(NETWORK_ARMS)
         )
-    return {name: _checked(name, found, shared) for name in found}
+    return {name: _checked(name, found, shared) for name in NETWORK_ARMS if name in found}
 
 
 def _checked(name: str, found: Mapping[str, Path], shared: ModelFolder) -> ModelFolder:
