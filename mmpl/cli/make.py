@@ -141,7 +141,6 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
                 pass
         else:
             _write(order, seen, progress, made_with if order.keep_metadata else None, console)
-            console.tell("times", ranks=notes.rows())
             if store is not None:
                 write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,24 +68,12 @@ def timed(number: int, flags: Mapping[str, Any]) -> list[Bars]:
         words += ["--output", str(Path(folder, "film.mp4")), "--threads", "1", "--device", "cpu"]
         if number > 1:
             words += ["--ranks", str(number)]
-        path = os.pathsep.join([ranks.root(), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-m", "mmpl.cli.gen", "--json_progress", *words],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-    told = {event["event"]: event for event in _events(done.stderr)}
+        code, events = ranks.told(words)
+    told = {event["event"]: event for event in events}
     found = told.get("times", {}).get("ranks", [])
-    if done.returncode or len(found) != number:
+    if code or len(found) != number:
         raise RankError(
             f"the film to be timed was not made by {number} processes",
             got=told.get("failed", {}).get("text") or f"{len(found)} at its end",
         )
     return found
-
-
-def _events(text: str) -> list[dict[str, Any]]:
-    lines = (line for line in text.splitlines() if line.startswith('{"event"'))
-    return [json.loads(line) for line in lines]

@@ -7,7 +7,7 @@ No torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import Chain, chain_of, joints, segments_for
@@ -31,12 +31,6 @@ class Arm:
 
 _MMPL = Arm(1, "mmpl_t2v")
 _CHUNKS = Arm(19 / 3)  # chunks of three latent frames
-_IN_SEGMENTS = Arm(7)  # chunks of three after the two seeds of each segment
-
-
-def _tuned(how: str) -> Arm:
-    return replace(_MMPL, method="mmpl_terminal", weights=f"a plain network, {how}")
-
 
 ARMS: Mapping[str, Arm] = {
     "mmpl_terminal": _MMPL,
@@ -58,25 +52,26 @@ ARMS: Mapping[str, Arm] = {
     "rolling_kv": _CHUNKS,
     "rolling_kv_sink": _CHUNKS,
     "causvid_windows": _CHUNKS,
-    "self_forcing_windows": _IN_SEGMENTS,
+    "self_forcing_windows": Arm(7),  # chunks of three after the two seeds of each segment
     "bidirectional_window": Arm(1, "bidirectional_2"),
     "diffusion_forcing": Arm(19 / 4),  # blocks of four, each behind the one before
     "fifo": Arm(19),  # one latent frame after the other
     "staggered_chunks": _CHUNKS,
     "anti_drift": Arm(1),  # the end of a segment first, then back to its beginning
-    "control_mmpl": replace(
-        _MMPL, method="mmpl_terminal", weights="trained for MMPL's layout alone"
+    "control_mmpl": Arm(
+        1, "mmpl_t2v", method="mmpl_terminal", weights="trained for MMPL's layout alone"
     ),
-    "control_chunks": replace(
-        _IN_SEGMENTS, method="self_forcing_windows", weights="trained for chunks alone"
-    ),
-    "tuned_none": _tuned("not tuned to plan"),
-    "tuned_qk": _tuned("queries and keys tuned to plan"),
-    "tuned_self_attention": _tuned("self-attention tuned to plan"),
-    "tuned_all": _tuned("all of it tuned to plan"),
-    "tuned_block3": _tuned(
-        "self-attention tuned to plan with a timestep for every three latent frames"
-    ),
+    "control_chunks": Arm(7, method="self_forcing_windows", weights="trained for chunks alone"),
+    **{
+        name: Arm(1, "mmpl_t2v", method="mmpl_terminal", weights=f"a plain network, {how}")
+        for name, how in (
+            ("tuned_none", "not tuned to plan"),
+            ("tuned_qk", "queries and keys tuned to plan"),
+            ("tuned_self_attention", "self-attention tuned to plan"),
+            ("tuned_all", "all of it tuned to plan"),
+            ("tuned_block3", "self-attention tuned to plan, a timestep for three latent frames"),
+        )
+    },
 }
 METHOD_ARMS = tuple(name for name, arm in ARMS.items() if not arm.weights)
 NETWORK_ARMS = tuple(name for name, arm in ARMS.items() if arm.weights)

@@ -16,7 +16,7 @@ from mmpl.errors import CheckpointError
 from mmpl.eval.claims_arms import NETWORK_ARMS, PLAIN
 
 _SUFFIX = ".safetensors"
-_TUNED = PLAIN.split("_")[0]
+_TUNED = "tuned_"  # the names of those that belong to the plain model
 
 
 def find_networks(folder: Path, shared: ModelFolder) -> dict[str, ModelFolder]:

@@ -200,7 +200,10 @@ def test_a_film_is_timed_by_one_process_and_by_two(
     assert "2 segments" in lines[0]
     assert " 1.90 " in lines[0]
     assert len(timed) == len(made) == 1
-    assert call("--minutes", "0", "--steps", "1", "--json", "--output", "page.html") == 0
+    assert call(*asked) == 0, "with nothing left to do"
+    capfd.readouterr()
+    asked = ("--minutes", "0", "--ranks", "3", "--steps", "1")
+    assert call(*asked, "--json", "--output", "page.html") == 0
     out, err = capfd.readouterr()
     assert "1 process " not in err
     assert len(timed) == 1
