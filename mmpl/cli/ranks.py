@@ -96,6 +96,19 @@ def supervise(
     )
 
 
+def told(argv: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and events of mmpl-gen with `argv`, run as another program runs it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmpl.cli.gen", "--json_progress", *argv],
+        env={**os.environ, **_importable()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    lines = (line for line in done.stderr.splitlines() if line.startswith('{"event"'))
+    return done.returncode, [json.loads(line) for line in lines]
+
+
 def _run(
     argv: Sequence[str], settings: Mapping[str, Any], devices: list[str], patience_s: float
 ) -> tuple[int, str] | None:
@@ -123,7 +136,7 @@ def _start(
         "WORLD_SIZE": str(ranks),
         "LOCAL_RANK": str(rank),
         "GLOO_SOCKET_IFNAME": "lo",  # nobody outside this machine is to reach the processes
-        "PYTHONPATH": os.pathsep.join([_root(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **_importable(),
         FOLDER: str(folder),
         PARENT: str(os.getpid()),
         REPORT: str(report),
@@ -215,6 +228,8 @@ def _stop(children: list[_Child]) -> None:
         child.process.wait()
 
 
-def _root() -> str:
-    """The folder that holds this package."""
-    return str(Path(__file__).resolve().parents[2])
+def _importable() -> dict[str, str]:
+    """What lets a process that is started import this package, wherever that is."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join([root, *before])}

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,18 @@ class Notes:
             for rank, times in enumerate(self.times)
         ]
 
+    def rows(self) -> list[list[dict[str, Any]]]:
+        """The same as data, for programs."""
+        return [[asdict(bar) for bar in bars] for _, bars in self.bars()]
+
 
 def write_report(
     order: Order, notes: Notes, made_with: Mapping[str, Any], command: str, console: Console
 ) -> None:
-    """Writes the report of a finished film into its job folder. A report that cannot be written is
-    told, and no reason for the film to fail."""
+    """Writes the report of a finished film into its job folder; programs are told what each process
+    did when. A report that cannot be written is told, and no reason for the film to fail."""
     assert order.job_dir is not None
+    console.tell("times", ranks=notes.rows())
     path = Path(order.job_dir, REPORT)
     try:
         page = report_html(_report(order, notes, made_with, command)).encode("utf-8", "replace")

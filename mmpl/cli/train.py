@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 NAME = "mmpl-train"
 STAGES = ("vae", "latents", "dit", "bundle")
-NETWORKS = ("embedded", "mixed", "mmpl", "chunked")  # of mmpl.train.tiny
+PLAIN = "plain"
+NETWORKS = ("embedded", "mixed", "mmpl", "chunked", PLAIN)  # of mmpl.train.tiny
 WORK, FILES = "what to do", "files"
 MOST_STEPS = 10**9
 VERBS = {"distil": distil, "encode": encode, "tune": tune, "export": export}
@@ -70,7 +71,8 @@ TRAIN = Command(
             WORK,
             "NAME",
             "embedded; or one that goes on from it, for the comparison of methods: mixed (all "
-            "layouts), mmpl or chunked (one, as controls)",
+            "layouts), mmpl or chunked (one, as controls); or plain: from random weights, beside "
+            "the encoders of --model_path, whole clips alone, as Wan before it is tuned",
             **one_of(*NETWORKS),
             default="embedded",
         ),
@@ -176,6 +178,11 @@ def _check(stages: Sequence[str], given: Mapping[str, Any], runs: Path, output: 
     if "vae" not in stages and "model_path" not in given and not runs.is_dir():
         raise InputError(
             "no such run folder", where=str(runs), todo="begin with the stage vae, or give --runs"
+        )
+    if given.get("network") == PLAIN and "model_path" not in given:
+        raise ArgumentError(
+            f"--network {PLAIN} has the VAE and the text encoder of a finished bundle",
+            todo="give the bundle as --model_path, such as weights/tiny",
         )
     if "model_path" in given:
         check_folder(given["model_path"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
-from mmpl.eval.claims import BASE, Record
-from mmpl.eval.claims_arms import ARMS
+from mmpl.eval.claims import BASE, Digests, Record
+from mmpl.eval.claims_arms import ARMS, NETWORK_ARMS, method_of
 from mmpl.eval.claims_costs import cost_tables
 from mmpl.eval.claims_verdict import (
     MEASURES,
@@ -39,16 +40,27 @@ _TOLD = (  # in the table of methods
     ),
 )
 _GENERATIONS = "background's colour from that of the first generation, distance in RGB of 0..1"
-_CURVE_DRAWS = 500  # of the bootstrap; there are thousands of points
-_NOT_HERE = (
-    "Not tested here: Table 3 (which weights to train) and the draws of timesteps need networks "
-    "trained for them; VBench's scores and human votes need what they are made with."
+_DIGITS = 12  # of a SHA-256
+_MEASURED = (
+    "Wall time from the first stage to the last of one film by one process and by several of one "
+    "thread each, in turns; medians. Simulated: what the schedule promises at the stage times of "
+    "the one process alone. The paper's figures (Table 10) are of GPUs."
 )
+_CURVE_DRAWS = 500  # of the bootstrap; there are thousands of points
+_NOT_HERE = "Not tested here: VBench's scores and human votes, which need what they are made with"
 
 
-def summary(methods: Methods, settings: Mapping[str, Any], wanted: int) -> dict[str, Any]:
-    """All results as JSON. `methods`: of each method the records of its films; `settings` are
-    those all films share, `wanted` how many films the budget has."""
+def summary(
+    methods: Methods,
+    settings: Mapping[str, Any],
+    wanted: int,
+    networks: Mapping[str, Digests] = MappingProxyType({}),
+    speed_ups: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """All results as JSON. `methods`: of each arm the records of its films; `settings` are those
+    all films share, `wanted` how many films the budget has. `networks`: of arms with a network of
+    their own the digests of its parts; all others have the weights in `settings`. `speed_ups`:
+    what was measured on several processes."""
     segments = settings["segments"]
     return {
         "settings": dict(settings),
@@ -60,10 +72,13 @@ def summary(methods: Methods, settings: Mapping[str, Any], wanted: int) -> dict[
         "claims": [_claim(row) for row in judge(methods, segments)],
         "methods": {
             name: _method(name, records, methods.get(BASE, {}), segments)
+            | {"method": method_of(name)}
+            | {"weights": _weights(name, networks.get(name, settings["weights"]))}
             for name, records in methods.items()
         },
         "costs": [asdict(cost) for cost in cost_tables()],
-        "not_tested": _NOT_HERE,
+        "speed_ups": list(speed_ups),
+        "not_tested": _not_tested(methods),
     }
 
 
@@ -88,6 +103,10 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
             f"{method['generations_per_segment']:13.3g} {_number(method['evaluations']):>11s} "
             f"{_number(method['seconds']):>7s}"
         )
+        weights = method["weights"]
+        if ARMS[name].weights:
+            dit = weights.get("dit", "-")[:_DIGITS]
+            yield f"  {method['method']} on {weights['network']}, transformer {dit}"
         for measure in _TOLD:
             value = method["measures"][measure]
             if value is not None:
@@ -97,9 +116,30 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     for cost in found["costs"]:
         what = f"{cost['table']}: {cost['what']}, {cost['unit']}"
         yield f"{what:62s} {cost['paper']:8g} {cost['ours']:8.1f}"
+    if found["speed_ups"]:
+        yield ""
+        head = "speed-up, one film by one process and by several"
+        yield f"{head:62s} {'paper':>8s} {'simulated':>10s} measured"
+    for one in found["speed_ups"]:
+        for what, numbers in _speed_up(one).items():
+            paper, simulated, own = numbers
+            yield f"{what:62s} {paper:>8s} {simulated:>10s} {own}"
     yield ""
     yield found["rule"]
     yield found["not_tested"]
+
+
+def _weights(name: str, digests: Digests) -> dict[str, Any]:
+    """Which network an arm has: in words, and by its digests."""
+    return {"network": ARMS[name].weights or "the one that methods share", **digests}
+
+
+def _not_tested(methods: Methods) -> str:
+    """What this report says nothing about."""
+    missing = [name for name in NETWORK_ARMS if not methods.get(name)]
+    if not missing:
+        return f"{_NOT_HERE}."
+    return f"{_NOT_HERE}; {', '.join(missing)}, which need networks of their own (--networks)."
 
 
 def _claim(row: Row) -> dict[str, Any]:
@@ -195,6 +235,17 @@ def _sections(found: Mapping[str, Any]) -> Iterator[Section]:
         strong=1,
     )
     yield from _method_sections(methods)
+    if found["speed_ups"]:
+        yield Section(
+            "Speed-up, measured",
+            _MEASURED,
+            head=("what", "paper", "simulated", "measured"),
+            rows=[
+                (what, *numbers)
+                for one in found["speed_ups"]
+                for what, numbers in _speed_up(one).items()
+            ],
+        )
     yield Section(
         "Costs by arithmetic",
         "The paper's Tables 10 to 12 beside what the schedule and the cost model give; nothing "
@@ -221,6 +272,18 @@ def _method_sections(methods: Mapping[str, Any]) -> Iterator[Section]:
             for name, m in methods.items()
         ],
     )  # fmt: skip
+    yield Section(
+        "Weights",
+        "The network of each arm, by the first digits of the SHA-256 of its parts.",
+        head=("arm", "method", "network", "transformer", "text encoder"),
+        rows=[
+            (
+                name, m["method"], m["weights"]["network"],
+                *(str(m["weights"].get(part, "-"))[:_DIGITS] for part in ("dit", "text")),
+            )
+            for name, m in methods.items()
+        ],
+    )  # fmt: skip
     for words, kind in (("Errors", "measures"), (f"Errors less those of {BASE}", "differences")):
         rows = [
             (name, measure, _shown(value))
@@ -234,9 +297,14 @@ def _method_sections(methods: Mapping[str, Any]) -> Iterator[Section]:
 
 def _charts_of(methods: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Headings, and the methods of their charts, so few that they can be told apart."""
+    networks = [name for name in methods if ARMS[name].weights]
     own = [name for name in methods if name.startswith("mmpl_")]
-    others = [BASE, *(name for name in methods if name not in own)]
-    for words, names in (("Methods over time", others), ("Variants of MMPL over time", own)):
+    others = [BASE, *(name for name in methods if name not in (*own, *networks))]
+    for words, names in (
+        ("Methods over time", others),
+        ("Variants of MMPL over time", own),
+        ("Networks of their own over time", networks),
+    ):
         for start in range(0, len(names), LINE_COLOURS):
             yield words, names[start : start + LINE_COLOURS]
 
@@ -259,6 +327,27 @@ def _lines(
                 points.append((float(at), mean, *ends))
         found.append(Line(name, points))
     return found
+
+
+def _speed_up(found: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """What several processes gained, in words: of the paper, simulated, measured."""
+    number, pairs = found["ranks"], found["pairs"]
+    times = f"{found['seconds_of_one']:.1f} s by one, {found['seconds']:.1f} s by {number}"
+    where = f"{found['cores']} cores, load {found['load']:g} before"
+    most = f"{found['speed_up_least']:.2f} to {found['speed_up_most']:.2f} in {pairs} pairs"
+    paper, busy = found["speed_up_paper"], found["busy_paper"]
+    return {
+        f"{number} processes, {found['segments']} segments, {where}: times as fast": (
+            "-" if paper is None else f"{paper:.2f}",
+            f"{found['speed_up_simulated']:.2f}",
+            f"{found['speed_up']:.2f} ({most}; {times})",
+        ),
+        f"{number} processes: share of the time that they are busy": (
+            "-" if busy is None else f"{busy:.1%}",
+            f"{found['busy_simulated']:.1%}",
+            f"{found['busy']:.1%} (one alone {found['busy_of_one']:.1%})",
+        ),
+    }
 
 
 def _claim_cells(row: Mapping[str, Any], text: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from mmpl.eval.windows import Windows, image_and_raw_latents, raw_latents
 from mmpl.film.segment import hand_over_full_history
 
 ALPHAS = (0.5, 0.7, 0.9)  # of the noise that a fill's first frame takes from the keyframes'
+GUIDANCE = (1.0, 2.5)  # beside the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,13 @@ _WAYS: Mapping[str, tuple[str, Way]] = MappingProxyType(
             )
             for mode, how in (("paper", "raw noise (Eq. 14)"), ("unit", "noise of unit variance"))
             for alpha in ALPHAS
+        },
+        **{
+            f"mmpl_guidance_{scale:g}": (
+                "MMPL without guidance" if scale == 1 else f"MMPL, guidance {scale:g}",
+                Windows("mmpl_t2v", noise=None, guidance_scale=scale),
+            )
+            for scale in GUIDANCE
         },
         "self_forcing_windows": (
             "chunks of 3 latents inside MMPL's segments, the same seeds (autoregression, fair)",

@@ -89,7 +89,8 @@ class Windows:
     """Windows made group by group in the order of a layout.
 
     `layout`: a name of `mmpl.layout.presets`. `seeds`: latent frames that are handed over.
-    `drops_end`: see `spans`. `noise`, `alpha`: how fills start; None is as the shot says.
+    `drops_end`: see `spans`. `noise`, `alpha`: how fills start; None is as the shot says, and so
+    it is of `guidance_scale`.
     """
 
     layout: str
@@ -99,6 +100,7 @@ class Windows:
     drops_end: bool = False
     noise: str | None = "off"
     alpha: float | None = None
+    guidance_scale: float | None = None
 
     def make(self, model: Model, shot: Shot) -> Iterator[Pixels]:
         """See `Way`."""
@@ -132,6 +134,9 @@ class Windows:
             seeding=self.seeding,
             noise=film.noise if self.noise is None else self.noise,
             alpha=film.alpha if self.alpha is None else self.alpha,
+            guidance_scale=film.guidance_scale
+            if self.guidance_scale is None
+            else self.guidance_scale,
         )
 
 

@@ -8,10 +8,13 @@ resumes from what the folder holds, and refuses a folder that was made otherwise
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from torch import Tensor
 
 from mmpl.checkpoint.bundle import Configs, Model, text_digest, write_bundle
 from mmpl.checkpoint.defaults import Defaults
@@ -20,7 +23,16 @@ from mmpl.errors import ArgumentError
 from mmpl.layout.timeline import SEED_LATENTS
 from mmpl.train.dit_loss import Data, DiTTraining, dit_loss, split
 from mmpl.train.latents import LatentClips, encode_shards, read_shards
-from mmpl.train.loop import STATE_FILE, Progress, Recipe, Weights, averaged_weights, train
+from mmpl.train.loop import (
+    STATE_FILE,
+    Loss,
+    LossOf,
+    Progress,
+    Recipe,
+    Weights,
+    averaged_weights,
+    train,
+)
 from mmpl.train.start import deepened, start_transformer, start_vae
 from mmpl.train.vae_loss import VAETraining, vae_loss
 from mmpl.train.vocabulary import make_tokenizer
@@ -38,12 +50,15 @@ Training = TypeVar("Training", VAETraining, DiTTraining)
 class Stage(Generic[Training]):
     """One stage of a network: what it learns from, and for how long. It begins with the averaged
     weights of the stage before. `name` is its run's folder. `layers`: how many blocks the
-    transformer has in it, where later stages have more; those of the config by default."""
+    transformer has in it, where later stages have more; those of the config by default. `anew`:
+    the transformer begins with random weights, and the text encoder of the bundle that the run
+    begins with, which there must be, stays as it is."""
 
     name: str
     training: Training
     recipe: Recipe
     layers: int | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ class Blueprint:
     the bundle is used.
 
     A run that `begins_with` a finished bundle of the same VAE and vocabulary encodes clips with its
-    VAE, and trains its transformer and text encoder in the last stage alone.
+    VAE, and trains its transformer and text encoder, or one beside them, in the last stage alone.
     """
 
     configs: Configs
@@ -111,6 +126,7 @@ def train_dit(
     data = Data(*(_clips_on(device, whitened(whitening, part)) for part in (clips, beginnings)))
     configs, tokenizer_json = _with_vocabulary(blueprint)
     tokenizer = Tokenizer(tokenizer_json)
+    kept = _on(device, _kept(blueprint))
     stages, weights = _begun(blueprint, configs)
     made_of = len(beginnings.seeds), digest({"z": whitening.forward_CC})
     for stage in stages:
@@ -124,7 +140,8 @@ def train_dit(
         if blueprint.begins_with is not None:
             setting["begins_with"] = sorted(blueprint.begins_with.digests.items())
         start = _on(device, deepened(weights, dit.num_layers, "dit.blocks"))
-        for progress in train(start, loss, stage.recipe, runs / stage.name, setting=setting):
+        of = partial(_beside, loss, kept)
+        for progress in train(start, of, stage.recipe, runs / stage.name, setting=setting):
             yield stage.name, progress
         weights = averaged_weights(runs / stage.name)[0]
 
@@ -134,7 +151,7 @@ def bundle(blueprint: Blueprint, runs: Path, folder: Path) -> dict[str, str]:
 
     The VAE is stored as float16, which moves its pixels by less than one level; it runs in float32.
     """
-    weights, _ = averaged_weights(runs / _last_begun(blueprint, runs).name)
+    weights = _kept(blueprint) | averaged_weights(runs / _last_begun(blueprint, runs).name)[0]
     _, _, whitening = _latents(blueprint, runs)
     configs, tokenizer_json = _with_vocabulary(blueprint)
     vae = vae_from_flat(fold(whitening, _vae_weights(blueprint, runs)), configs.vae)
@@ -153,21 +170,41 @@ def _begun(
     blueprint: Blueprint, configs: Configs
 ) -> tuple[tuple[Stage[DiTTraining], ...], Weights]:
     """The stages to be trained, and the weights that the first of them begins with."""
-    stages, model = blueprint.dit_stages, blueprint.begins_with
-    if model is None:
-        dit = replace(configs.dit, num_layers=stages[0].layers or configs.dit.num_layers)
-        trees = (
-            start_transformer(dit_shapes(dit), 0),
-            start_transformer(text_shapes(configs.text), 1),
-        )
+    model = blueprint.begins_with
+    stages = blueprint.dit_stages if model is None else blueprint.dit_stages[-1:]
+    first = stages[0]
+    if model is None or first.anew:
+        dit = replace(configs.dit, num_layers=first.layers or configs.dit.num_layers)
+        weights = _named("dit", start_transformer(dit_shapes(dit), 0))
     else:
-        stages = stages[-1:]
-        trees = to_flat(model.dit), to_flat(model.text)
-    return stages, {
-        f"{part}.{name}": leaf.float()
-        for part, tree in zip(("dit", "text"), trees)
-        for name, leaf in tree.items()
-    }
+        weights = _named("dit", to_flat(model.dit))
+    if not first.anew:
+        shapes = text_shapes(configs.text)
+        text = start_transformer(shapes, 1) if model is None else to_flat(model.text)
+        weights |= _named("text", text)
+    return stages, weights
+
+
+def _kept(blueprint: Blueprint) -> Weights:
+    """The weights that stay as they are. Raises ArgumentError where nothing is there to stay."""
+    if not any(stage.anew for stage in blueprint.dit_stages):
+        return {}
+    if blueprint.begins_with is None:
+        raise ArgumentError(
+            "this network has the text encoder and the VAE of a finished bundle",
+            todo="give the bundle as --model_path",
+        )
+    return _named("text", to_flat(blueprint.begins_with.text))
+
+
+def _named(part: str, flat: Mapping[str, Tensor]) -> Weights:
+    """A network's weights as they are called beside another's."""
+    return {f"{part}.{name}": leaf.float() for name, leaf in flat.items()}
+
+
+def _beside(loss_of: LossOf, kept: Weights, trained: Weights) -> Loss:
+    """The loss of weights some of which are not trained."""
+    return loss_of(kept | trained)
 
 
 def _last_begun(blueprint: Blueprint, runs: Path) -> Stage[DiTTraining]:

@@ -62,8 +62,8 @@ CONFIGS = Configs(
 
 
 def blueprint(network: str = "embedded") -> Blueprint:
-    """All of it. `network`: the "embedded" one, or one that goes on from it so that methods can be
-    compared, see `compared`."""
+    """All of it. `network`: the "embedded" one; or one that goes on from it so that methods can be
+    compared, see `compared`; or the "plain" one, see there."""
     embedded = Blueprint(
         configs=CONFIGS,
         size=SIZE,
@@ -77,7 +77,8 @@ def blueprint(network: str = "embedded") -> Blueprint:
     )
     if network == "embedded":
         return embedded
-    return replace(embedded, dit_stages=(*embedded.dit_stages, compared(network)))
+    last = plain() if network == "plain" else compared(network)
+    return replace(embedded, dit_stages=(*embedded.dit_stages, last))
 
 
 def vae_stages() -> tuple[Stage[VAETraining], ...]:
@@ -191,6 +192,21 @@ def compared(network: str) -> Stage[DiTTraining]:
         f"dit-{network}",
         replace(last.training, courses=courses[network], seed=5, shift=SHIFT),
         replace(last.recipe, steps=3000),
+    )
+
+
+def plain() -> Stage[DiTTraining]:
+    """A network such as Wan2.1 is before it is tuned to plan: whole clips from their text, all
+    frames at one timestep, and nothing else. It begins with random weights, for those of the
+    embedded transformer can plan; its text encoder is the embedded one's and stays, as Wan's does,
+    so that what is tuned from it is a transformer alone."""
+    first, *_ = dit_stages()
+    whole = bidirectional_window(SEGMENT_LATENTS, 0)
+    return Stage(
+        "dit-plain",
+        DiTTraining((course(whole, 1.0),), frames=192, shift=SHIFT, clips=4608, seed=9),
+        replace(first.recipe, steps=6000),
+        anew=True,
     )
 
 

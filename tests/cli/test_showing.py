@@ -68,6 +68,10 @@ def test_progress_for_programs(gen: Gen) -> None:
         (2, 81, 19),
     ]
     assert events[-1]["output"] == "film.mp4"
+    (parts,) = next(event["ranks"] for event in events if event["event"] == "times")
+    assert [part["part"] for part in parts].count("plan") == 2
+    assert {part["kind"] for part in parts} == {"plan", "hand-over", "populate", "decode"}
+    assert 0 == parts[0]["start_s"] < parts[0]["stop_s"] <= parts[1]["start_s"]
     code, out, err = gen(*FILM, "--json_progress", "--steps", 0, "--output", "bad.mp4")
     assert (code, out) == (2, "")
     failed = json.loads(err)

@@ -17,6 +17,7 @@ from mmpl.eval.claims import (
     BUDGETS,
     Budget,
     Unit,
+    add_networks,
     check_methods,
     open_folder,
     read_record,
@@ -148,7 +149,7 @@ def test_generations_and_joints_of_the_methods() -> None:
 # ------------------------------------------------------------------------------ the grid
 
 
-GRID = Budget(programs=2, segments=3, seeds=2, methods=("mmpl_terminal", "fifo"), minutes=None)
+GRID = Budget(programs=2, segments=3, seeds=2, arms=("mmpl_terminal", "fifo"), minutes=None)
 SETTINGS = {"segments": 3, "weights": {"dit": "a"}}
 
 
@@ -171,8 +172,8 @@ def test_a_stopped_grid_is_balanced() -> None:
     ]  # fmt: skip
     assert len({unit.film_seed for unit in units}) == 4, "all methods from the same noise"
     for budget in BUDGETS.values():
-        assert budget.methods[0] == BASE
-        assert set(budget.methods) <= set(ARMS)
+        assert budget.arms[0] == BASE
+        assert set(budget.arms) <= set(ARMS)
 
 
 def test_a_killed_grid_goes_on(tmp_path: Path) -> None:
@@ -211,6 +212,21 @@ def test_records_of_other_settings_are_refused(tmp_path: Path) -> None:
         read_record(tmp_path, unit)
 
 
+def test_networks_come_beside_what_is_there_and_are_not_replaced(tmp_path: Path) -> None:
+    open_folder(tmp_path, SETTINGS)
+    one, other = {"dit": "a"}, {"dit": "b"}
+    assert add_networks(tmp_path, {}) == {}
+    assert add_networks(tmp_path, {"tuned_qk": one}) == {"tuned_qk": one}
+    assert add_networks(tmp_path, {"tuned_qk": other}) == {"tuned_qk": other}, "no films of it yet"
+    list(run(tmp_path, [Unit("tuned_qk", 0, 0)], counting([])))
+    both = {"tuned_qk": other, "tuned_all": one}
+    assert add_networks(tmp_path, {"tuned_all": one}) == both
+    with pytest.raises(ResumeError, match=r"films of tuned_qk .* remove program_\*.tuned_qk.json"):
+        add_networks(tmp_path, {"tuned_qk": one})
+    assert add_networks(tmp_path, {}) == both
+    open_folder(tmp_path, SETTINGS)
+
+
 def test_no_film_is_begun_after_the_time(tmp_path: Path) -> None:
     made: list[Unit] = []
     now = 0.0
@@ -229,7 +245,7 @@ def test_no_film_is_begun_after_the_time(tmp_path: Path) -> None:
 
 def test_a_film_of_not_a_numbers_is_a_result(tmp_path: Path) -> None:
     def measure(unit: Unit) -> Record:
-        raise NumericError("not-a-number in the latents", where=unit.method)
+        raise NumericError("not-a-number in the latents", where=unit.arm)
 
     list(run(tmp_path, units_of(GRID), measure))
     record = read_record(tmp_path, units_of(GRID)[1])
@@ -240,6 +256,8 @@ def test_names_of_methods() -> None:
     assert check_methods(["fifo", "fifo"]) == (BASE, "fifo")
     with pytest.raises(ArgumentError, match="unknown method; got 'magic'"):
         check_methods(["magic"])
+    with pytest.raises(ArgumentError, match="tuned_qk is a network of its own; give the folder"):
+        check_methods(["tuned_qk"])
 
 
 # ------------------------------------------------------------------------------ the verdicts
@@ -269,7 +287,7 @@ def test_claims_are_about_methods_and_measures_there_are() -> None:
         assert set(claim.measures) <= set(MEASURES)
         assert claim.expect in ("less", "same")
     assert {claim.right for claim in CLAIMS} | {BASE, "mmpl_noise_unit_0.5"} >= set(
-        BUDGETS["10m"].methods
+        BUDGETS["10m"].arms
     )
 
 

@@ -226,3 +226,14 @@ def test_shots_that_cannot_be(shot: Shot) -> None:
 def test_an_unknown_method() -> None:
     with pytest.raises(ArgumentError, match="unknown method"):
         evaluations("walk", model(), SHOT)
+
+
+@pytest.mark.usefixtures("quick_vae")
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_guidance_is_the_arms_own(scale: float) -> None:
+    shot = replace(SHOT, segments=1)
+    own = film(f"mmpl_guidance_{scale:g}", shot)
+    assert np.array_equal(own, film("mmpl_terminal", replace(shot, guidance_scale=scale)))
+    assert not np.array_equal(own, film("mmpl_terminal", shot))
+    branches = evaluations(f"mmpl_guidance_{scale:g}", model(), shot).branches
+    assert branches == (1 if scale == 1.0 else 2)

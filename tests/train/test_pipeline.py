@@ -18,7 +18,9 @@ from mmpl.generate import Frames, Request, generate
 from mmpl.train import loop, pipeline, tiny
 from mmpl.train.loop import averaged_weights
 from mmpl.train.pipeline import Blueprint, bundle, encode_clips, train_dit, train_vae
-from mmpl.train.start import deepened
+from mmpl.train.start import deepened, start_transformer
+from mmpl.wan.dit import dit_shapes
+from mmpl.wan.params import to_flat
 from tests.small import small_blueprint, small_model
 
 BLUEPRINT = small_blueprint()
@@ -87,6 +89,38 @@ def test_a_run_may_begin_with_a_finished_bundle(tmp_path: Path) -> None:
     assert again.defaults == first.defaults
     with pytest.raises(ArgumentError, match="another recipe; got begins_with"):
         next(train_dit(replace(going_on, begins_with=again), runs))
+
+
+def test_a_transformer_anew_beside_encoders_that_stay(tmp_path: Path) -> None:
+    """It is the same whatever transformer the bundle has, and all else is the bundle's to the
+    bit."""
+    made(tmp_path / "runs", tmp_path / "model", cut=False)
+    *earlier, last = BLUEPRINT.dit_stages
+    still = replace(last.recipe, learning_rate=1e-12, matrix_rate=1e-12)
+    stages = (*earlier, replace(last, anew=True, recipe=still))
+    first = load_model(tmp_path / "model")
+    anew = replace(BLUEPRINT, begins_with=first, dit_stages=stages)
+    for stage in (encode_clips, train_dit):
+        assert list(stage(anew, tmp_path / "more"))
+    digests = bundle(anew, tmp_path / "more", tmp_path / "plain")
+    assert {n for n, value in digests.items() if value != first.digests[n]} == {"dit"}
+    start = start_transformer(dit_shapes(CONFIGS.dit), 0)
+    for name, weight in to_flat(load_model(tmp_path / "plain").dit).items():
+        torch.testing.assert_close(weight, start[name], atol=1e-6, rtol=1e-6)
+    with pytest.raises(
+        ArgumentError, match="of a finished bundle; give the bundle as --model_path"
+    ):
+        next(train_dit(replace(anew, begins_with=None), tmp_path / "runs"))
+
+
+def test_the_plain_network_knows_whole_clips_from_text_alone() -> None:
+    *_, last = tiny.blueprint("plain").dit_stages
+    assert last.anew
+    (only,) = last.training.courses
+    (task,) = only.tasks
+    assert (task.group.frames, task.group.sees, task.fresh) == (tuple(range(21)), (), True)
+    assert only.levels == "group"
+    assert last.training.own_seeds == 0.0
 
 
 def test_a_run_refuses_to_begin_with_a_model_of_another_vocabulary(tmp_path: Path) -> None:
