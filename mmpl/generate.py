@@ -42,7 +42,7 @@ from mmpl.film.settings import Film, Request, resolve
 from mmpl.film.store import Store
 from mmpl.film.storyboard import Planned, Plans, Still, stills_of
 from mmpl.film.storyboard import read_plan as read_plan
-from mmpl.film.studio import Studio, open_studio
+from mmpl.film.studio import Studio, open_studio, readied
 from mmpl.film.team import ALONE, Team, form_team
 from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
@@ -181,8 +181,10 @@ def generate(
         if ranks is not None:
             branches = 1 if film.guidance_scale == 1.0 else 2
             team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
-        studio, attention, damaged = open_studio(model, film, attention, team, wanted.given)
-        yield Started(film, attention, damaged)
+        ready = readied(model, film, attention, team)
+        studio = open_studio(model, film, ready, wanted.given)
+        yield Started(film, ready.attention, ready.damaged)
+        del ready  # the studio may have joined its texts
 
         work = film.work
         if only_plan:

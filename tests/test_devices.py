@@ -12,7 +12,7 @@ from torch import Tensor
 from mmpl.film import runtime
 from mmpl.film.runtime import Alone, Frames, Made, carry_out
 from mmpl.film.settings import Film, Request
-from mmpl.film.studio import Studio, open_studio
+from mmpl.film.studio import Studio, open_studio, readied
 from mmpl.generate import film_of
 from mmpl.layout.schedule import Costs, build_schedule
 from mmpl.layout.work import Task
@@ -33,7 +33,7 @@ def studio_on_meta(film_request: Request, quantize: str | None = None) -> Studio
     parts = (tree_map(lambda leaf: leaf.to(META), part) for part in (dit, model.vae, model.text))
     dit, vae, text = parts
     model = replace(model, dit=dit, vae=vae, text=text, offload=Offload("none", META))
-    return open_studio(model, film, "sdpa")[0]
+    return open_studio(model, film, readied(model, film, "sdpa"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmpl.checkpoint import model as model_file
 from mmpl.errors import OutputError
-from mmpl.film import embeddings
+from mmpl.eval.stage import Shot, film_of, open_stage
 from mmpl.film.embeddings import embeddings_of
 from mmpl.generate import Made, Model, Request, Started, generate
 from mmpl.wan.params import tree_map
@@ -25,13 +26,13 @@ PROMPTS = ("red", "blue circle", "red")
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prompts that the encoder has read."""
     prompts: list[str] = []
-    encode = embeddings.encode_prompts
+    encode = model_file.encode_prompts
 
     def noted(params: Any, config: Any, tokenizer: Any, some: Sequence[str], *args: Any, **kw: Any):
         prompts.extend(some)
         return encode(params, config, tokenizer, some, *args, **kw)
 
-    monkeypatch.setattr(embeddings, "encode_prompts", noted)
+    monkeypatch.setattr(model_file, "encode_prompts", noted)
     return prompts
 
 
@@ -76,6 +77,18 @@ def test_films_are_the_same_bits(tmp_path: Path, encoded: list[str]) -> None:
     assert equal(latents(keeping(model, tmp_path)), wanted)
     encoded.clear()
     assert equal(latents(keeping(model, tmp_path)), wanted)
+    assert encoded == []
+
+
+def test_other_ways_of_making_films_read_what_is_kept(tmp_path: Path, encoded: list[str]) -> None:
+    model = small_model()
+    film = film_of(model, Shot("red", seed=1, segments=1))
+    wanted = open_stage(model, film).texts
+    model = keeping(model, tmp_path)
+    for _ in range(2):
+        encoded.clear()
+        found = open_stage(model, film).texts
+        assert equal([text.k_IBJNK for text in found], [text.k_IBJNK for text in wanted])
     assert encoded == []
 
 

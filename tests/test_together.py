@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmpl.film import together
-from mmpl.film.studio import Studio, open_studio
+from mmpl.film.studio import Studio, open_studio, readied
 from mmpl.generate import Made, Model, Request, film_of, generate
 from mmpl.wan.ops import linear
 from mmpl.wan.params import Linear
@@ -24,7 +24,8 @@ def model() -> Model:
 
 
 def studio(model: Model, request: Request = REQUEST) -> Studio:
-    return open_studio(model, film_of(model, request), "auto")[0]
+    film = film_of(model, request)
+    return open_studio(model, film, readied(model, film))
 
 
 def latents(model: Model) -> list[Tensor]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmpl.checkpoint.defaults import Defaults
 from mmpl.checkpoint.lora import Merged
 from mmpl.wan.config import DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.dit_params import DiTParams
 from mmpl.wan.offload import Offload
-from mmpl.wan.text import TextParams
+from mmpl.wan.text import TextParams, encode_prompts
 from mmpl.wan.tokenizer import Tokenizer
 from mmpl.wan.vae import VAEParams
 
@@ -46,6 +47,18 @@ class Model:
     def vae_here(self) -> VAEParams:
         """The VAE on that device, and room made for what it computes."""
         return self.offload.brought_vae(self.vae)
+
+    @torch.no_grad()
+    def encoded(self, prompts: Sequence[str]) -> list[Tensor]:
+        """One embedding [J, dim] per prompt, as `encode_prompts` makes it, for its transformer."""
+        return encode_prompts(
+            self.text,
+            self.text_config,
+            self.tokenizer,
+            prompts,
+            self.dit_config.text_len,
+            walk=self.offload.text_walk,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,17 +18,15 @@ from mmpl.checkpoint.bundle import Model
 from mmpl.errors import ArgumentError
 from mmpl.film.denoise import Context, Network, Sampler, open_context
 from mmpl.film.settings import Film, Request, resolve
+from mmpl.film.studio import furnished, readied
 from mmpl.layout.layout import Layout
 from mmpl.layout.timeline import latent_of
 from mmpl.media.pixels import to_uint8
 from mmpl.wan import vae
-from mmpl.wan.attention import resolve_attention
 from mmpl.wan.config import VAEConfig
-from mmpl.wan.dit import CrossKV, Engine, encode_context
-from mmpl.wan.dit_params import compute_dtype
-from mmpl.wan.flow import guided, schedule
+from mmpl.wan.dit import CrossKV
+from mmpl.wan.flow import guided
 from mmpl.wan.noise import normal
-from mmpl.wan.text import encode_prompts
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -177,34 +175,20 @@ def branches_of(film: Film) -> int:
     return 1 if film.guidance_scale == 1.0 else 2
 
 
-@torch.no_grad()
 def open_stage(model: Model, film: Film) -> Stage:
-    """The model made ready for `film`, on the device of its weights."""
-    device = model.device
-    backend = resolve_attention("auto", device, compute_dtype(model.dit))[1]
-    engine = Engine(attention=backend, walk=model.offload.walk)
-    prompts = [film.prompt, film.negative_prompt][: branches_of(film)]
-    embeddings = encode_prompts(
-        model.text,
-        model.text_config,
-        model.tokenizer,
-        prompts,
-        model.dit_config.text_len,
-        walk=model.offload.text_walk,
-    )
-    stride = model.vae_config.spatial_stride
+    """The model made ready for `film`, on the device of its weights. Raises OutputError where its
+    text cache cannot be written."""
+    ready, vae_of = readied(model, film), (model.vae, model.vae_config)
+    studio = furnished(film, ready.network, ready.texts, {}, vae_of, model.offload)
     return Stage(
         film,
-        Network(model.dit, model.dit_config, engine),
-        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
-        tuple(
-            encode_context(model.dit, model.dit_config, [text], engine=engine)
-            for text in embeddings
-        ),
-        model.vae_here(),
-        model.vae_config,
-        (model.vae_config.z_dim, film.height // stride, film.width // stride),
-        device,
+        studio.network,
+        studio.sampler,
+        studio.texts[0],
+        studio.vae_here(),
+        studio.vae_config,
+        studio.latent_shape,
+        studio.device,
     )
 
 

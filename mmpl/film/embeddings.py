@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mmpl.checkpoint.model import Model
 from mmpl.media import durable
-from mmpl.wan.text import encode_prompts
 from mmpl.wan.tokenizer import clean_prompt
 
 _FORMAT = 1
@@ -27,14 +26,14 @@ _FORMAT = 1
 @torch.no_grad()
 def embeddings_of(model: Model, prompts: Sequence[str]) -> tuple[list[Tensor], tuple[Path, ...]]:
     """One embedding [J, dim] per prompt, in the format of the text encoder and on the model's
-    device: the bits that `encode_prompts` makes; and the files that were damaged.
+    device: the bits of `model.encoded`; and the files that were damaged.
 
     With `model.text_cache` the encoder runs for what is not there, which is then kept. Raises
     OutputError where the folder cannot be written.
     """
     folder = model.text_cache
     if folder is None:
-        return _encoded(model, prompts), ()
+        return model.encoded(prompts), ()
     durable.make_folder(folder)
     found: dict[str, Tensor] = {}
     missing: dict[str, Path] = {}
@@ -48,21 +47,10 @@ def embeddings_of(model: Model, prompts: Sequence[str]) -> tuple[list[Tensor], t
                 damaged.append(path)
         else:
             found[prompt] = embedding.to(model.device)
-    for prompt, embedding in zip(missing, _encoded(model, list(missing)), strict=True):
+    for prompt, embedding in zip(missing, model.encoded(list(missing)), strict=True):
         _write(missing[prompt], embedding)
         found[prompt] = embedding
     return [found[prompt] for prompt in prompts], tuple(damaged)
-
-
-def _encoded(model: Model, prompts: Sequence[str]) -> list[Tensor]:
-    return encode_prompts(
-        model.text,
-        model.text_config,
-        model.tokenizer,
-        prompts,
-        model.dit_config.text_len,
-        walk=model.offload.text_walk,
-    )
 
 
 def _key(model: Model, prompt: str) -> str:

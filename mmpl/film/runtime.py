@@ -139,7 +139,7 @@ def _carry_out(
     decoder: _Decoder | None,
 ) -> Generator[Event, None, None]:
     book = _Book(studio.film, schedule, lambda task: finished(task).to(studio.device))
-    bench, operations = _Bench(studio), schedule.operations[team]
+    maker, operations = _GroupMaker(studio), schedule.operations[team]
     last_use = _last_use(operations)
     for index, operation in enumerate(operations):
         segment = operation.segment
@@ -158,9 +158,9 @@ def _carry_out(
             elif operation.kind == "decode" and decodes:
                 yield from _decoded(studio, task, latents)
             elif operation.kind == "make":
-                z_BCTHW = yield from bench.make(operation, latents)
+                z_BCTHW = yield from maker.make(operation, latents)
                 if studio.gives_way and not _goes_on(operations, index):
-                    bench.clear()
+                    maker.clear()
             elif operation.kind == "hand_over":
                 z_BCTHW = _hand_over(studio, segment, latents)
             if z_BCTHW is not None:
@@ -243,9 +243,9 @@ class _Decoder:
                     self._events.put(error)
 
 
-class _Bench:
-    """Where groups are made: the context of the segment that they belong to. What was cleared away
-    comes again from the final latents, to the bit."""
+class _GroupMaker:
+    """Makes groups, in the context of the segment that they belong to. What was cleared away comes
+    again from the final latents, to the bit."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio

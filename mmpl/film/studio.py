@@ -102,23 +102,36 @@ class Studio:
         return self.offload.brought_vae(self.vae)
 
 
-def open_studio(
-    model: Model, film: Film, attention: str, team: Team = ALONE, given: Given | None = None
-) -> tuple[Studio, str, tuple[Path, ...]]:
-    """The studio of `film`, the attention backend that was taken, and files of `model.text_cache`
-    that were damaged. Raises ArgumentError, or OutputError where that cannot be written."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Readied:
+    """A model that has read the texts of a film. `texts`: as of a `Studio`. `attention`: the
+    backend that was taken. `damaged`: the files of the model's `text_cache` that were."""
+
+    network: Network
+    texts: tuple[tuple[CrossKV, ...], ...]
+    attention: str
+    damaged: tuple[Path, ...]
+
+
+def readied(model: Model, film: Film, attention: str = "auto", team: Team = ALONE) -> Readied:
+    """`model` made ready for the passes of `film`, each branch of guidance by itself. Raises
+    ArgumentError, or OutputError where the text cache cannot be written."""
     attention, backend = resolve_attention(attention, model.device, compute_dtype(model.dit))
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
     engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
     network = Network(model.dit, model.dit_config, engine, team.pair)
     embeddings, damaged = embeddings_of(model, _prompts(film))
-    texts = read_texts(film, network, embeddings)
-    vae = model.vae, model.vae_config
-    given = given or {}
+    return Readied(network, read_texts(film, network, embeddings), attention, damaged)
+
+
+def open_studio(model: Model, film: Film, ready: Readied, given: Given | None = None) -> Studio:
+    """The studio of `film`, whose branches of guidance are joined where that is as good."""
+    texts, given = ready.texts, given or {}
     both_are_here = len(texts[0]) > 1 and model.offload.kind == "none"
     if both_are_here and together(model.dit, _tokens(film, given, model)):
         texts = tuple((joined(branches),) for branches in texts)
-    return furnished(film, network, texts, given, vae, model.offload), attention, damaged
+    vae = model.vae, model.vae_config
+    return furnished(film, ready.network, texts, given, vae, model.offload)
 
 
 def furnished(

@@ -36,7 +36,6 @@ from mmpl.train.state import STATE_FILE, Weights, averaged_weights
 from mmpl.wan import vae
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_from_flat
 from mmpl.wan.params import to_flat, tree_map
-from mmpl.wan.text import encode_prompts
 
 PATHS, JUMP, MATCH = "paths", "jump", "match"  # stages, and their folders
 _BACKGROUNDS = 0.65  # share of captions that name it, as in the teacher's last stages
@@ -166,7 +165,7 @@ def teacher_of(model: Model) -> Teacher:
     return Teacher(
         params=model.dit,
         config=model.dit_config,
-        negative=_texts(model, [defaults.negative_prompt])[0],
+        negative=model.encoded([defaults.negative_prompt])[0],
         vae=model.vae,
         vae_config=config,
         latent_shape=(config.z_dim, defaults.height // stride, defaults.width // stride),
@@ -196,22 +195,9 @@ def draw_of(model: Model) -> Draw:
             device = model.dit.head.head.weight.device
             pixels = render_batch(specs, [(0, 1)] * count, size=defaults.width, device=device)
             given[0] = vae.encode(model.vae, model.vae_config, pixels)[0][:, :, 0]
-        return Batch(_texts(model, captions), given)
+        return Batch(model.encoded(captions), given)
 
     return draw
-
-
-@torch.no_grad()
-def _texts(model: Model, prompts: list[str]) -> list[Tensor]:
-    length = model.dit_config.text_len
-    return encode_prompts(
-        model.text,
-        model.text_config,
-        model.tokenizer,
-        prompts,
-        length,
-        walk=model.offload.text_walk,
-    )
 
 
 def _made_by(model: Model) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmpl.film import embeddings
+from mmpl.checkpoint import model as model_file
 from tests.cli.conftest import PROMPT, Gen
 from tests.cli.test_film import again, frames_of
 
@@ -28,13 +28,13 @@ def test_the_next_film_does_without_the_text_encoder(
     kept = sorted(folder.iterdir())
     assert len(kept) == 2
 
-    encode = embeddings.encode_prompts
+    encode = model_file.encode_prompts
 
     def none_or_one(*args: Any, **kwargs: Any) -> Any:
         assert len(args[3]) <= allowed
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(embeddings, "encode_prompts", none_or_one)
+    monkeypatch.setattr(model_file, "encode_prompts", none_or_one)
     allowed = 0
     code, _, err = gen(*FILM, *rest)
     assert (code, "damaged" in err) == (0, False), err
