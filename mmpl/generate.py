@@ -48,6 +48,7 @@ from mmpl.layout.mesh import Mesh
 from mmpl.layout.schedule import Costs, Schedule, build_schedule
 from mmpl.layout.work import Task, Work, plan_work
 from mmpl.wan.attention import resolve_attention
+from mmpl.wan.compiled import resolve_compiled
 from mmpl.wan.dit_params import compute_dtype, quantised_kind
 
 __all__ = [
@@ -79,11 +80,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The film that will be made, the attention backend that was taken, and the files of the
-    model's `text_cache` that were damaged and are made anew."""
+    """The film that will be made, the attention backend that was taken, whether blocks are
+    compiled, and the files of the model's `text_cache` that were damaged and are made anew."""
 
     film: Film
     attention: str
+    compiled: bool = False
     damaged: tuple[Path, ...] = ()
 
 
@@ -147,11 +149,12 @@ def film_of(model: Model, request: Request) -> Film:
     )
 
 
-def generate(
+def generate(  # noqa: PLR0913  by name, and none has to be given
     model: Model,
     request: Request | Pinned,
     *,
     attention: str = "auto",
+    compiled: str = "auto",
     ranks: Ranks | None = None,
     mode: str = "adaptive",
     order: str | None = None,
@@ -161,13 +164,14 @@ def generate(
     """Makes the film of `request`; yields progress, and frames as they become final, in order.
 
     Works on the device of the model's weights. `attention` names a backend, see
-    `mmpl.wan.attention`. With `ranks` every process of the group calls this with equal arguments:
-    each does its part, and rank 0 yields the frames. `mode` and `order` are those of
-    `build_schedule`; by default one team plans first and several hurry to the film. With a `store`
-    (see `job_of`), shared by all ranks, what is finished is kept and not made again. `only_plan`:
-    the keyframes of all segments and no more; there are no frames then. Latents and frames are the
-    same bits for any number of ranks, mode, order and interruption; only with Ulysses, which
-    divides the sequence, they differ by rounding.
+    `mmpl.wan.attention`; `compiled` says whether torch compiles the transformer's block: "yes",
+    "no" or "auto", see `mmpl.wan.compiled`. With `ranks` every process of the group calls this with
+    equal arguments: each does its part, and rank 0 yields the frames. `mode` and `order` are those
+    of `build_schedule`; by default one team plans first and several hurry to the film. With a
+    `store` (see `job_of`), shared by all ranks, what is finished is kept and not made again.
+    `only_plan`: the keyframes of all segments and no more; there are no frames then. Latents and
+    frames are the same bits for any number of ranks, mode, order and interruption; only with
+    Ulysses, which divides the sequence, they differ by rounding.
 
     Raises ArgumentError for a request that cannot be, NumericError for latents that are not
     finite, RankError when another rank is gone. The caller may stop between any two events.
@@ -181,9 +185,9 @@ def generate(
         if ranks is not None:
             branches = 1 if film.guidance_scale == 1.0 else 2
             team = form_team(ranks.group, mesh, heads=model.dit_config.num_heads, branches=branches)
-        ready = readied(model, film, attention, team)
+        ready = readied(model, film, attention, compiled, team)
         studio = open_studio(model, film, ready, wanted.given)
-        yield Started(film, ready.attention, ready.damaged)
+        yield Started(film, ready.attention, ready.compiled, ready.damaged)
         del ready  # the studio may have joined its texts
 
         work = film.work
@@ -222,14 +226,24 @@ def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
     return stills_of(model.vae_here(), model.vae_config, film, planned)
 
 
-def job_of(model: Model, film: Film, attention: str = "auto") -> dict[str, dict[str, object]]:
-    """All that the bits of a film's latents depend on: what its `Store` is to be made with."""
+def job_of(
+    model: Model,
+    film: Film,
+    attention: str = "auto",
+    compiled: str = "auto",
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, object]]:
+    """All that the bits of a film's latents depend on: what its `Store` is to be made with.
+    `attention` and `compiled` as given to `generate`, and the `mesh` of its `ranks`."""
     compute, kind = compute_dtype(model.dit), quantised_kind(model.dit)
+    ulysses = mesh is not None and mesh.ulysses > 1
+    compiles, _ = resolve_compiled(compiled, model.device, model.dit_config, ulysses=ulysses)
     machine = {
         "device": model.device.type,
         "dtype": str(compute).removeprefix("torch."),
         "quantize": kind or "none",
         "attention": resolve_attention(attention, model.device, compute)[0],
+        "compile": "yes" if compiles else "no",
         "threads": torch.get_num_threads(),
     }
     return {

@@ -17,7 +17,7 @@ from mmpl.errors import ArgumentError
 from mmpl.film.script import joined
 from mmpl.layout.presets import PRESETS
 from mmpl.layout.timeline import MODES, ORDERS, SEEDINGS
-from mmpl.wan.choices import BACKENDS, NOISE_MODES, OFFLOADS, QUANTISED, SOLVERS
+from mmpl.wan.choices import BACKENDS, COMPILED, NOISE_MODES, OFFLOADS, QUANTISED, SOLVERS
 
 REVISE = ("reroll", "extend")  # verbs that change a job before they go on with it
 GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
@@ -252,6 +252,11 @@ FLAGS = (
     Flag(
         "attention", MACHINE, "NAME", ", ".join(ATTENTION), **one_of(*ATTENTION), default="auto",
     ),
+    Flag(
+        "compile", MACHINE, "WHETHER", "let torch compile the transformer's block, which is faster "
+        "after a minute and differs by rounding: " + ", ".join(COMPILED), **one_of(*COMPILED),
+        default="auto: on a GPU, for models of some size",
+    ),
     THREADS,
     Flag("ranks", RANKS, "N", "processes on the CPU", **_WHOLE, default="1"),
     Flag(
@@ -272,7 +277,7 @@ FLAGS = (
     ),
     Flag(
         "rank_timeout", RANKS, "TIME", "a process silent for this long, and 20 of its steps, is "
-        "given up", **DURATION, default="60s",
+        "given up", **DURATION, default="60s, 5m where passes are compiled",
     ),
     Flag(
         "job_dir", FILES, "FOLDER", "keeps what is made, for the same command to go on from",

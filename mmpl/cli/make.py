@@ -53,6 +53,7 @@ from mmpl.generate import (
 )
 from mmpl.media.video import VideoWriter
 from mmpl.wan.attention import resolve_attention
+from mmpl.wan.compiled import resolve_compiled
 from mmpl.wan.tokenizer import clean_prompt
 
 
@@ -85,27 +86,28 @@ def make(order: Order, console: Console, shelf: Shelf | None = None) -> None:
 
 
 def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float], dict[str, Any]]:
-    """Seconds per phase, and the device, dtype, attention and threads that were taken."""
+    """Seconds per phase, and what was taken of the machine's settings."""
     start = time.monotonic()
     torch.set_num_threads(order.machine["threads"])
     device = _device(order.machine["device"], order.place)
     crew = None if order.place is None else Crew(order.place, device, order.patience_s)
-    dtype = _dtype(order.machine["dtype"], device)
-    attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
-    weights = Unchanged(order.folder)
-    offload = offload_for(order, device, getattr(torch, dtype), console)
-    model = _model(order, device, getattr(torch, dtype), offload, shelf)
+    engine = _engine(order, device, console)
+    weights, dtype = Unchanged(order.folder), getattr(torch, engine["dtype"])
+    offload = offload_for(order, device, dtype, console)
+    model = _model(order, device, dtype, offload, shelf)
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
     store = None
     if order.job_dir is not None:
-        store = Store(order.job_dir, job_of(model, order.film, attention), _notes(order))
+        job = job_of(model, order.film, engine["attention"], engine["compile"])
+        store = Store(order.job_dir, job, _notes(order))
     ranks = None if crew is None else crew.join(model, order.film, order.mesh)
     events = generate(
         model,
         Pinned(order.request, _given(order, model)),
-        attention=attention,
+        attention=engine["attention"],
+        compiled=engine["compile"],
         ranks=ranks,
         mode=order.schedule.get("schedule", "adaptive"),
         order=order.schedule.get("order"),
@@ -116,8 +118,6 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     assert isinstance(started, Started)
     for path in started.damaged:
         console.warn(f"this kept text is damaged, it is made again: {path}")
-    engine = {"device": str(device), "dtype": dtype, "attention": attention}
-    engine |= {name: order.machine[name] for name in ("quantize", "threads")}
     notes = Notes(order.film)
     events = weights.follow(events)
     events = notes.follow(events, None if order.only_plan else ranks)
@@ -144,6 +144,28 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
             if store is not None:
                 write_report(order, notes, made_with, _again(order, engine), console)
     return {"load": loaded} | progress.meter.seconds, engine
+
+
+def _engine(order: Order, device: torch.device, console: Console) -> dict[str, Any]:
+    """What is taken of the machine's settings that change a film, by the names of their flags. It
+    is said what keeps a GPU from compiling."""
+    dtype = _dtype(order.machine["dtype"], device)
+    attention, _ = resolve_attention(order.machine["attention"], device, getattr(torch, dtype))
+    compiles, why_not = resolve_compiled(
+        order.machine["compile"],
+        device,
+        order.folder.configs.dit,
+        ulysses=order.mesh is not None and order.mesh.ulysses > 1,
+    )
+    if why_not:
+        console.say(f"  compile  left out: {why_not}")
+    return {
+        "device": str(device),
+        "dtype": dtype,
+        "attention": attention,
+        "compile": "yes" if compiles else "no",
+        **{name: order.machine[name] for name in ("quantize", "threads")},
+    }
 
 
 def _model(

@@ -20,6 +20,7 @@ from mmpl.layout.mesh import Mesh, check_mesh
 
 MOST_RANKS = 256
 PATIENCE_S = 60.0
+COMPILING_S = 300.0  # where a pass may have to be compiled first
 
 
 def make(
@@ -46,10 +47,17 @@ def make(
         },
         wanted[: mesh.ranks],
         mesh,
-        patience_s=settings.get("rank_timeout", PATIENCE_S),
+        patience_s=settings.get("rank_timeout", _patience_s(settings, wanted)),
         clean=lambda: tidy(folder, order.output),
         console=console,
     )
+
+
+def _patience_s(settings: Mapping[str, Any], devices: list[str]) -> float:
+    """How long a process may be silent, unless it is said."""
+    compiles = settings.get("compile", "auto")
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    return COMPILING_S if compiles == "yes" or (compiles == "auto" and on_gpu) else PATIENCE_S
 
 
 def devices(settings: Mapping[str, Any]) -> list[str]:

@@ -235,12 +235,13 @@ class Progress:
 def header(
     film: Film, model: Model, engine: Mapping[str, Any], *, source: str, ranks: int = 1
 ) -> str:
-    """What will be made, by what. `engine`: device, dtype, quantize, attention, threads."""
+    """What will be made, by what. `engine`: the machine's settings that were taken."""
     dit = model.dit_config
     held = "" if engine["quantize"] == "none" else f" in {engine['quantize']}"
     rows = {
         "model": f"{source}, transformer of {dit.num_layers} layers, {dit.dim} wide",
         "machine": f"{engine['device']}, {engine['dtype']}{held}, {engine['attention']} attention, "
+        + ("compiled, " if engine["compile"] == "yes" else "")
         + _counted(engine["threads"], "thread")
         + (f", {ranks} processes with as much each" if ranks > 1 else ""),
         "film": f"{film.frames} frames of {film.width}x{film.height} at {film.fps} fps "

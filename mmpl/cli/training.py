@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from mmpl.train.loop import Progress
     from mmpl.wan.dit import Engine
 
-_SHAPES = 64  # of passes, each of which is compiled for itself
-
 
 def require_device(name: str) -> str:
     """The name of a device, "cpu" or "cuda". Raises ArgumentError where there is none."""
@@ -26,16 +24,10 @@ def require_device(name: str) -> str:
 
 def engine(*, compiled: bool) -> Engine:
     """Plain arithmetic, or blocks compiled once for every shape of a pass."""
-    import torch
+    from mmpl.wan.compiled import compiled_block
+    from mmpl.wan.dit import DEFAULT_ENGINE, Engine
 
-    from mmpl.wan.dit import DEFAULT_ENGINE, Engine, block
-
-    if not compiled:
-        return DEFAULT_ENGINE
-    block_fn = torch.compile(  # pyright: ignore[reportCallIssue]  its overloads lag behind
-        block, dynamic=False, recompile_limit=_SHAPES
-    )
-    return Engine(block_fn=block_fn)
+    return Engine(block_fn=compiled_block()) if compiled else DEFAULT_ENGINE
 
 
 def line(progress: Progress) -> str:

@@ -178,7 +178,8 @@ def branches_of(film: Film) -> int:
 def open_stage(model: Model, film: Film) -> Stage:
     """The model made ready for `film`, on the device of its weights. Raises OutputError where its
     text cache cannot be written."""
-    ready, vae_of = readied(model, film), (model.vae, model.vae_config)
+    ready = readied(model, film, compiled="no")  # of some methods every pass is of another kind
+    vae_of = model.vae, model.vae_config
     studio = furnished(film, ready.network, ready.texts, {}, vae_of, model.offload)
     return Stage(
         film,

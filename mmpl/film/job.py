@@ -30,7 +30,8 @@ SEGMENT_FILMS = "segment_*.mp4"
 PREVIEW = "preview.mp4"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
-_SINCE = {"quantize": "none"}  # what folders mean that were begun before there was the setting
+# What folders mean that were begun before there was the setting.
+_SINCE = {"quantize": "none", "compile": "no"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from mmpl.layout.given import with_given
 from mmpl.layout.layout import Layout
 from mmpl.layout.slots import stored_slots
 from mmpl.wan.attention import resolve_attention
+from mmpl.wan.compiled import compiled_block, resolve_compiled
 from mmpl.wan.config import VAEConfig
-from mmpl.wan.dit import CrossKV, Engine, encode_context
+from mmpl.wan.dit import CrossKV, Engine, block, encode_context
 from mmpl.wan.dit_params import compute_dtype
 from mmpl.wan.flow import schedule
 from mmpl.wan.offload import Offload
@@ -105,23 +106,36 @@ class Studio:
 @dataclass(frozen=True, slots=True, eq=False)
 class Readied:
     """A model that has read the texts of a film. `texts`: as of a `Studio`. `attention`: the
-    backend that was taken. `damaged`: the files of the model's `text_cache` that were."""
+    backend that was taken. `compiled`: whether blocks are. `damaged`: the files of the model's
+    `text_cache` that were."""
 
     network: Network
     texts: tuple[tuple[CrossKV, ...], ...]
     attention: str
+    compiled: bool
     damaged: tuple[Path, ...]
 
 
-def readied(model: Model, film: Film, attention: str = "auto", team: Team = ALONE) -> Readied:
-    """`model` made ready for the passes of `film`, each branch of guidance by itself. Raises
-    ArgumentError, or OutputError where the text cache cannot be written."""
+def readied(
+    model: Model, film: Film, attention: str = "auto", compiled: str = "auto", team: Team = ALONE
+) -> Readied:
+    """`model` made ready for the passes of `film`, each branch of guidance by itself; `attention`
+    and `compiled` as for `generate`. Raises ArgumentError, or OutputError where the text cache
+    cannot be written."""
     attention, backend = resolve_attention(attention, model.device, compute_dtype(model.dit))
     ulysses = None if team.ulysses is None else Ulysses(team.ulysses)
-    engine = Engine(attention=backend, ulysses=ulysses, walk=model.offload.walk)
+    compiles, _ = resolve_compiled(
+        compiled, model.device, model.dit_config, ulysses=ulysses is not None
+    )
+    engine = Engine(
+        attention=backend,
+        block_fn=compiled_block() if compiles else block,
+        ulysses=ulysses,
+        walk=model.offload.walk,
+    )
     network = Network(model.dit, model.dit_config, engine, team.pair)
     embeddings, damaged = embeddings_of(model, _prompts(film))
-    return Readied(network, read_texts(film, network, embeddings), attention, damaged)
+    return Readied(network, read_texts(film, network, embeddings), attention, compiles, damaged)
 
 
 def open_studio(model: Model, film: Film, ready: Readied, given: Given | None = None) -> Studio:

@@ -15,6 +15,9 @@ NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 BACKENDS = ("flash3", "cudnn", "flash2", "sdpa")
 """Of `mmpl.wan.attention`, fastest first on Hopper cards."""
 
+COMPILED = ("auto", "yes", "no")
+"""Of `mmpl.wan.compiled`."""
+
 OFFLOADS = ("none", "model", "block")
 """Of `mmpl.wan.offload`, from the fastest to the one that takes least memory."""
 

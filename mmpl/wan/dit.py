@@ -188,7 +188,9 @@ def dit(
     x_BLD, tokens = patch_embedding(params, config, x_BCTHW, precision), len(rope_L1C2)
     if engine.ulysses is not None:
         own = engine.ulysses.rows(tokens)
-        x_BLD, rope_L1C2 = x_BLD[:, own], rope_L1C2[own]
+        # Split again, so that a first block is given the strides that all the others are.
+        x_BLD = x_BLD[:, own].flatten(0, 1).unflatten(0, (len(x_BLD), -1))
+        rope_L1C2 = rope_L1C2[own]
     time = t_BT if isinstance(t_BT, Time) else time_of(params, config, t_BT, engine=engine)
     shared = Shared(
         e_BT6D=time.e_BT6D,

@@ -81,6 +81,7 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "device": "cpu",
         "dtype": "float32",
         "attention": "sdpa",
+        "compile": "no",
         "quantize": "none",
         "threads": torch.get_num_threads(),
     }
