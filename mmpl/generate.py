@@ -223,7 +223,7 @@ def pinned(model: Model, request: Request, pictures: Pictures) -> Pinned:
 
 def stills(model: Model, film: Film, planned: Planned) -> Iterator[Still]:
     """A still of each keyframe of a segment that the film shows and no segment before it has."""
-    return stills_of(model.vae_here(), model.vae_config, film, planned)
+    return stills_of(model.vae_to_show(), model.vae_config, film, planned)
 
 
 def job_of(

@@ -36,7 +36,7 @@ def measured(model: Model, held: Held, ranks: Ranks | None = None) -> dict[str, 
     """The most bytes on the device while a film is made: the host's are known, and taken off."""
     film, offload, ledger = film_of(model, REQUEST), Offload(held.offload), Ledger()
     dit = offload.place_dit(dit_held(model.dit, held.dtype, held.quantize))
-    model = replace(model, dit=dit, offload=offload)
+    model = replace(model, dit=dit, offload=offload, vae_dtype=held.vae_dtype)
     ledger.hold(replace(dit, blocks=()) if held.offload != "none" else (dit, model.vae))
     frames = 15 * model.dit_config.frame_tokens(film.height // 8, film.width // 8)
     one_cache = 2 * model.dit_config.num_layers * frames * model.dit_config.dim
@@ -54,27 +54,27 @@ def measured(model: Model, held: Held, ranks: Ranks | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "quantize", "dtype"),
+    "held",
     [
-        ("none", None, torch.float32),
-        ("model", None, torch.bfloat16),
-        ("block", "int8", torch.bfloat16),
+        Held(torch.float32, vae_dtype=torch.float32),
+        Held(torch.float32),
+        Held(offload="model"),
+        Held(quantize="int8", offload="block", vae_dtype=torch.float32),
     ],
+    ids=lambda held: f"{held.offload}-{held.vae_dtype}",
 )
-def test_the_plan_is_what_a_film_takes(
-    monkeypatch: pytest.MonkeyPatch, kind: str, quantize: str | None, dtype: torch.dtype
-) -> None:
+def test_the_plan_is_what_a_film_takes(monkeypatch: pytest.MonkeyPatch, held: Held) -> None:
     """But for latents, what the solver keeps of them, and pixels on their way out, which the plan
     leaves out."""
     monkeypatch.setattr(studio, "_FEW_STEPS", 0)
-    held, model = Held(dtype, quantize, kind), small_model(DEFAULTS, configs=WIDE)
+    model = small_model(DEFAULTS, configs=WIDE)
     film = film_of(model, REQUEST)
     plan, found = memory_plan(WIDE, film, held), measured(model, held)
     latents = 21 * CHANNELS * (film.height // 8) * (film.width // 8) * torch.float32.itemsize
     pixels = 81 * 3 * film.height * film.width * torch.float32.itemsize
     assert 0 <= found["passes"] - plan.passes <= 4 * latents
     assert 0 <= found["vae"] - plan.vae <= 4 * latents + pixels
-    assert (plan.host > 0) == (kind != "none")
+    assert (plan.host > 0) == (held.offload != "none")
 
 
 def test_few_steps_count_the_vae_beside_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from mmpl.wan.dit_params import DiTParams
 from mmpl.wan.offload import Offload
 from mmpl.wan.text import TextParams, encode_prompts
 from mmpl.wan.tokenizer import Tokenizer
-from mmpl.wan.vae import VAEParams
+from mmpl.wan.vae import VAEParams, shown_dtype, vae_cast
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +24,8 @@ class Model:
     """All that is needed to make films. `digests` tell its weights and tokenizer from others';
     `loras` is what was merged into the transformer. `offload` says where the weights live, and
     on which device films are made of them. In the folder `text_cache` embeddings of prompts are
-    kept, if there is one."""
+    kept, if there is one. `vae_dtype`: in which pixels are decoded that are seen and no more, see
+    `shown_dtype`; whatever goes into latents is computed in float32."""
 
     dit: DiTParams
     dit_config: DiTConfig
@@ -38,6 +39,7 @@ class Model:
     loras: tuple[Merged, ...] = ()
     offload: Offload = field(default_factory=Offload)
     text_cache: Path | None = None
+    vae_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +49,10 @@ class Model:
     def vae_here(self) -> VAEParams:
         """The VAE on that device, and room made for what it computes."""
         return self.offload.brought_vae(self.vae)
+
+    def vae_to_show(self) -> VAEParams:
+        """The same, in the format in which pixels are decoded that are seen and no more."""
+        return vae_cast(self.vae_here(), shown_dtype(self.vae_dtype, self.device))
 
     @torch.no_grad()
     def encoded(self, prompts: Sequence[str]) -> list[Tensor]:

@@ -24,6 +24,7 @@ GO_ON = ("resume", "populate", *REVISE)  # verbs that take a job folder
 VERBS = (*GO_ON, "plan", "inspect", "convert")
 ATTENTION = ("auto", *BACKENDS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+VAE_DTYPES = ("auto", "float32", "bfloat16")
 QUANTIZE = ("none", *QUANTISED)
 OFFLOAD = ("auto", *OFFLOADS)
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -116,6 +117,10 @@ def _device(text: str) -> str:
 
 def _dtype(text: str) -> str:
     return one_of(*DTYPES)["read"](_DTYPE_ALIASES.get(text, text))
+
+
+def _vae_dtype(text: str) -> str:
+    return one_of(*VAE_DTYPES)["read"](_DTYPE_ALIASES.get(text, text))
 
 
 _WHOLE: dict[str, Any] = {"read": int, "wanted": "a whole number"}
@@ -235,6 +240,11 @@ FLAGS = (
     Flag(
         "dtype", MACHINE, "NAME", "number format of the transformer: " + ", ".join(DTYPES), _dtype,
         f"one of {', '.join(DTYPES)}", "auto: float32 on a CPU, bfloat16 on a GPU",
+    ),
+    Flag(
+        "vae_dtype", MACHINE, "NAME", "number format in which frames are decoded; what segments "
+        "hand over stays in float32: " + ", ".join(VAE_DTYPES), _vae_dtype,
+        f"one of {', '.join(VAE_DTYPES)}", "auto: float32 on a CPU, bfloat16 on a GPU",
     ),
     Flag(
         "quantize", MACHINE, "NAME", "hold the transformer's matrices in 8 bits, which halves its "

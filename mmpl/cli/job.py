@@ -173,6 +173,7 @@ def _require_own(folder: Path, film: Film, settings: Settings) -> None:
     if revision is not None:
         found = revised(found, revision)
     machine = _machine_of(settings)
+    machine.pop("vae_dtype", None)  # it changes frames, and no latents
     if "device" in machine:
         machine["device"] = machine["device"].partition(":")[0]
     require_same(folder, found, {"settings": settings_of(film) | machine})

@@ -20,7 +20,7 @@ from mmpl import __version__
 from mmpl.checkpoint.recognise import TRAINING
 from mmpl.cli.crew import Crew
 from mmpl.cli.job import command, file_sizes
-from mmpl.cli.memory import offload_for
+from mmpl.cli.memory import offload_for, torch_dtype
 from mmpl.cli.model import PARTS, from_anywhere
 from mmpl.cli.order import Order, Shelf
 from mmpl.cli.pictures import absolute, require_recorded
@@ -55,6 +55,7 @@ from mmpl.media.video import VideoWriter
 from mmpl.wan.attention import resolve_attention
 from mmpl.wan.compiled import resolve_compiled
 from mmpl.wan.tokenizer import clean_prompt
+from mmpl.wan.vae import shown_dtype
 
 
 def make(order: Order, console: Console, shelf: Shelf | None = None) -> None:
@@ -92,9 +93,9 @@ def _make(order: Order, console: Console, shelf: Shelf) -> tuple[dict[str, float
     device = _device(order.machine["device"], order.place)
     crew = None if order.place is None else Crew(order.place, device, order.patience_s)
     engine = _engine(order, device, console)
-    weights, dtype = Unchanged(order.folder), getattr(torch, engine["dtype"])
-    offload = offload_for(order, device, dtype, console)
-    model = _model(order, device, dtype, offload, shelf)
+    weights = Unchanged(order.folder)
+    offload = offload_for(order, device, engine, console)
+    model = _model(order, device, engine, offload, shelf)
     _warn(order, model, console)
     loaded = time.monotonic() - start
 
@@ -159,9 +160,11 @@ def _engine(order: Order, device: torch.device, console: Console) -> dict[str, A
     )
     if why_not:
         console.say(f"  compile  left out: {why_not}")
+    vae_dtype = shown_dtype(torch_dtype(order.machine["vae_dtype"]), device)
     return {
         "device": str(device),
         "dtype": dtype,
+        "vae_dtype": str(vae_dtype).removeprefix("torch."),
         "attention": attention,
         "compile": "yes" if compiles else "no",
         **{name: order.machine[name] for name in ("quantize", "threads")},
@@ -169,8 +172,9 @@ def _engine(order: Order, device: torch.device, console: Console) -> dict[str, A
 
 
 def _model(
-    order: Order, device: torch.device, dtype: torch.dtype, offload: str, shelf: Shelf
+    order: Order, device: torch.device, engine: Mapping[str, Any], offload: str, shelf: Shelf
 ) -> Model:
+    dtype, vae_dtype = (getattr(torch, engine[name]) for name in ("dtype", "vae_dtype"))
     files = tuple(os.path.abspath(path) for path in order.folder.files.values())
     quantize = None if order.machine["quantize"] == "none" else order.machine["quantize"]
     wanted = files, order.folder.loras, device, dtype, quantize, offload
@@ -180,7 +184,8 @@ def _model(
             order.folder, dtype=dtype, quantize=quantize, device=device, offload=offload
         )
     cache = order.machine["text_cache"]
-    return replace(shelf[wanted], text_cache=None if cache is None else Path(cache))
+    text_cache = None if cache is None else Path(cache)
+    return replace(shelf[wanted], text_cache=text_cache, vae_dtype=vae_dtype)
 
 
 def _given(order: Order, model: Model) -> Given:

@@ -19,14 +19,22 @@ from mmpl.wan.choices import OFFLOADS
 _GB = 1e9
 
 
-def offload_for(order: Order, device: torch.device, dtype: torch.dtype, console: Console) -> str:
-    """The offload that was asked for; for `auto`, on a GPU the least that fits, and it is said."""
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The format of that name; None for auto."""
+    return None if name == "auto" else getattr(torch, name)
+
+
+def offload_for(
+    order: Order, device: torch.device, engine: Mapping[str, Any], console: Console
+) -> str:
+    """The offload that was asked for; for `auto`, on a GPU the least that fits, and it is said.
+    `engine`: the machine's settings that were taken."""
     wanted, free = order.machine["offload"], free_bytes(device)
     if wanted != "auto":
         return wanted
     if free is None:
         return "none"
-    held = Held(dtype, _kind(order.machine["quantize"]))
+    held = _held(engine)
     mesh = order.mesh or Mesh(1)
     plan = least_offload(order.folder.configs, order.film, held, free, mesh)
     kind = plan.held.offload
@@ -47,11 +55,7 @@ def peaks(
 ) -> dict[str, float]:
     """For --dry_run: the most memory that a process of `mesh` takes on its GPU with the offload
     asked for, with all where that is left open, and of the host."""
-    dtype = settings.get("dtype", "auto")
-    held = Held(
-        torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
-        _kind(settings.get("quantize", "none")),
-    )
+    held = _held(settings)
     wanted = settings.get("offload", "auto")
     found: dict[str, float] = {}
     for kind in OFFLOADS if wanted == "auto" else (wanted,):
@@ -62,5 +66,11 @@ def peaks(
     return found
 
 
-def _kind(quantize: str) -> str | None:
-    return None if quantize == "none" else quantize
+def _held(settings: Mapping[str, Any]) -> Held:
+    """How a model is held with these settings, on a GPU where they leave it open."""
+    quantize = settings.get("quantize", "none")
+    return Held(
+        torch_dtype(settings.get("dtype", "auto")) or torch.bfloat16,
+        None if quantize == "none" else quantize,
+        vae_dtype=torch_dtype(settings.get("vae_dtype", "auto")) or torch.bfloat16,
+    )

@@ -35,8 +35,8 @@ class Order:
     `inputs` are the flags that name pictures, `pictures` what they hold (None where a job folder
     does), and `clip` is written before the film. `preview`:
     where a growing film is written. `model` holds the flags about the model as given, `machine`
-    device, dtype, attention, compile, offload, quantize, threads and text_cache as wanted.
-    `only_plan`: its storyboard alone.
+    device, dtype, vae_dtype, attention, compile, offload, quantize, threads and text_cache as
+    wanted. `only_plan`: its storyboard alone.
     `weights` are the digests of the film that a job file is about. `program` is the command as it
     was typed. `schedule` holds the flags schedule and order as given. `place`: which of several
     processes this is, in which `mesh`.
@@ -139,8 +139,8 @@ def _seed(settings: Mapping[str, Any], here: Place | None) -> int:
 
 
 def _machine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Device, dtype, attention, compile, offload, quantize, threads and text_cache; what is left to
-    `auto` needs torch to be told."""
-    usual = {name: "auto" for name in ("device", "dtype", "attention", "compile", "offload")}
+    """The settings of the machine as wanted; what is left to `auto` needs torch to be told."""
+    automatic = ("device", "dtype", "vae_dtype", "attention", "compile", "offload")
+    usual: dict[str, Any] = dict.fromkeys(automatic, "auto")
     usual |= {"quantize": "none", "threads": cores(), "text_cache": None}
     return {name: settings.get(name, value) for name, value in usual.items()}

@@ -242,6 +242,7 @@ def header(
         "model": f"{source}, transformer of {dit.num_layers} layers, {dit.dim} wide",
         "machine": f"{engine['device']}, {engine['dtype']}{held}, {engine['attention']} attention, "
         + ("compiled, " if engine["compile"] == "yes" else "")
+        + (f"frames in {engine['vae_dtype']}, " if engine["vae_dtype"] != "float32" else "")
         + _counted(engine["threads"], "thread")
         + (f", {ranks} processes with as much each" if ranks > 1 else ""),
         "film": f"{film.frames} frames of {film.width}x{film.height} at {film.fps} fps "

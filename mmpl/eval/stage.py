@@ -86,6 +86,7 @@ class Stage:
     sampler: Sampler
     texts: tuple[CrossKV, ...]
     vae: vae.VAEParams
+    vae_to_show: vae.VAEParams
     vae_config: VAEConfig
     latent_shape: tuple[int, int, int]
     device: torch.device
@@ -129,7 +130,7 @@ class Stage:
         for z_BCHW in latents:
             with torch.no_grad():
                 z_BCTHW = z_BCHW[:, :, None].float()
-                video_BCFHW, state = vae.decode(self.vae, self.vae_config, z_BCTHW, state)
+                video_BCFHW, state = vae.decode(self.vae_to_show, self.vae_config, z_BCTHW, state)
             kept_CFHW = video_BCFHW[0, :, max(0, start - frame) : stop - frame]
             if kept_CFHW.shape[1]:
                 yield to_uint8(kept_CFHW)
@@ -180,13 +181,15 @@ def open_stage(model: Model, film: Film) -> Stage:
     text cache cannot be written."""
     ready = readied(model, film, compiled="no")  # of some methods every pass is of another kind
     vae_of = model.vae, model.vae_config
-    studio = furnished(film, ready.network, ready.texts, {}, vae_of, model.offload)
+    shows = vae.shown_dtype(model.vae_dtype, model.device)
+    studio = furnished(film, ready.network, ready.texts, {}, vae_of, model.offload, shows)
     return Stage(
         film,
         studio.network,
         studio.sampler,
         studio.texts[0],
         studio.vae_here(),
+        studio.vae_to_show(),
         studio.vae_config,
         studio.latent_shape,
         studio.device,

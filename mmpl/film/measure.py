@@ -81,7 +81,7 @@ def _seconds(studio: Studio, on_wait: Callable[[], None]) -> list[float]:
     channels, rows, columns = studio.latent_shape
     z_BCTHW = torch.zeros(1, channels, _DECODED, rows, columns, device=studio.device)
     start_s = _now_s(studio.device)
-    videos = vae.decode_each(studio.vae_here(), studio.vae_config, z_BCTHW.split(1, 2))
+    videos = vae.decode_each(studio.vae_to_show(), studio.vae_config, z_BCTHW.split(1, 2))
     frames = sum(video_BCFHW.shape[2] for video_BCFHW in videos)
     return [*seconds, (_now_s(studio.device) - start_s) / frames]
 

@@ -38,11 +38,12 @@ _LAYERS = 2  # of a network that are run: all take the same, and no more than tw
 @dataclass(frozen=True, slots=True)
 class Held:
     """How a model is held: the format of its products, that of its blocks' matrices (fp8, int8 or
-    None), and where it lives (see `mmpl.wan.offload`)."""
+    None), where it lives (see `mmpl.wan.offload`), and the format in which frames are decoded."""
 
     dtype: torch.dtype = torch.bfloat16
     quantize: str | None = None
     offload: str = "none"
+    vae_dtype: torch.dtype = torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def memory_plan(configs: Configs, film: Film, held: Held, mesh: Mesh = _ALONE) -
     given: dict[int, dict[int, Tensor]] = {}
     for pin in film.pins:
         given.setdefault(pin.segment, {})[pin.latent] = torch.empty(0, device=META)
-    studio = furnished(film, network, texts, given, (decoder, configs.vae), offload)
+    studio = furnished(film, network, texts, given, (decoder, configs.vae), offload, held.vae_dtype)
     context = studio.new_context()
     hosted += _hold(context, ledger)
     with torch.no_grad(), ledger.peak_of() as passes:
@@ -203,14 +204,14 @@ def _short(branch: Branch) -> Branch:
 
 def _decoding(studio: Studio) -> None:
     """A hand-over, or some latents of a segment."""
-    params, config, chain = studio.vae_here(), studio.vae_config, studio.film.chain
+    config, chain = studio.vae_config, studio.film.chain
     film, shape, size = studio.film, (1, config.z_dim), studio.latent_shape[1:]
     if film.segments > 1:
         seeds = torch.empty(*shape, len(chain.handover), *size, device=META)
-        vae.encode_again(params, config, seeds, chain.handover_frames)
+        vae.encode_again(studio.vae_here(), config, seeds, chain.handover_frames)
     pieces = studio.pieces(0)[:_DECODED]
     latents = (torch.empty(*shape, len(piece), *size, device=META) for piece in pieces)
-    for _ in vae.decode_each(params, config, latents):
+    for _ in vae.decode_each(studio.vae_to_show(), config, latents):
         pass
 
 

@@ -174,7 +174,7 @@ def decode(studio: Studio, segment: int, latents: Latents) -> Iterator[Frames]:
     film, config = studio.film, studio.vae_config
     start, stop = film.kept(segment)
     wanted = (stack(latents, piece).float() for piece in studio.pieces(segment))
-    videos = vae.decode_each(studio.vae_here(), config, wanted)
+    videos = vae.decode_each(studio.vae_to_show(), config, wanted)
     frame = 0
     while frame < stop:
         with torch.no_grad():

@@ -134,8 +134,9 @@ def hand_over(
     """The next segment's seeds from this one's keyframes: decode, keep the end, encode again.
 
     Of 21 latent frames [z0, z19, z19, z20] are decoded to 13 pixel frames, of which the last 5
-    are encoded to 2 latents. In float32, always. Raises NumericError. Source: paper Figure 4,
-    released inference code.
+    are encoded to 2 latents. In float32 always, in whatever format frames are decoded: every
+    segment starts from what the one before hands over, so rounding would add up along the chain.
+    Raises NumericError. Source: paper Figure 4, released inference code.
     """
     z_BCTHW = stack(latents, chain.handover).float()
     seeds_BCTHW = vae.encode_again(params, config, z_BCTHW, chain.handover_frames)

@@ -28,7 +28,7 @@ from mmpl.wan.dit_params import compute_dtype
 from mmpl.wan.flow import schedule
 from mmpl.wan.offload import Offload
 from mmpl.wan.ulysses import Ulysses
-from mmpl.wan.vae import VAEParams, latents_at_once
+from mmpl.wan.vae import VAEParams, latents_at_once, shown_dtype, vae_cast
 
 _FEW_STEPS = 8  # of 50, the decode takes no more than 3 % of a segment's time, and waits its turn
 
@@ -38,7 +38,7 @@ class Studio:
     """All that a team needs to make any part of a film. `texts`: for each cue of the script, what
     the branches of guidance that are taken here read. `latent_shape` is (channels, rows, columns).
     `given`: for each segment with pins its latents that are not made.
-    `vae` is where `offload` has it.
+    `vae` is where `offload` has it, in float32. `shows`: the format in which it decodes frames.
     """
 
     film: Film
@@ -50,6 +50,7 @@ class Studio:
     latent_shape: tuple[int, int, int]
     given: Mapping[int, Latents]
     offload: Offload
+    shows: torch.dtype
 
     @property
     def device(self) -> torch.device:
@@ -95,12 +96,17 @@ class Studio:
         film, config = self.film, self.vae_config
         last = film.kept(segment)[1] - 1
         frames = config.latent_frames(last + config.temporal_stride)
-        step = latents_at_once(config, 1, film.height, film.width)
+        step = latents_at_once(config, 1, film.height, film.width, self.shows)
         return [range(at, min(at + step, frames)) for at in range(0, frames, step)]
 
     def vae_here(self) -> VAEParams:
         """The VAE on the device, and room made for what it computes."""
         return self.offload.brought_vae(self.vae)
+
+    def vae_to_show(self) -> VAEParams:
+        """The same for frames, which no latents are made of. Cast for each segment anew: a copy
+        that stays would take memory from the passes."""
+        return vae_cast(self.vae_here(), self.shows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +151,8 @@ def open_studio(model: Model, film: Film, ready: Readied, given: Given | None = 
     if both_are_here and together(model.dit, _tokens(film, given, model)):
         texts = tuple((joined(branches),) for branches in texts)
     vae = model.vae, model.vae_config
-    return furnished(film, ready.network, texts, given, vae, model.offload)
+    shows = shown_dtype(model.vae_dtype, model.device)
+    return furnished(film, ready.network, texts, given, vae, model.offload, shows)
 
 
 def furnished(
@@ -155,6 +162,7 @@ def furnished(
     given: Given,
     vae: tuple[VAEParams, VAEConfig],
     offload: Offload,
+    shows: torch.dtype,
 ) -> Studio:
     """The studio of `film`, whose parts are where they belong."""
     params, config = vae
@@ -172,6 +180,7 @@ def furnished(
             for segment, latents in given.items()
         },
         offload,
+        shows,
     )
 
 

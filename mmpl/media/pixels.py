@@ -14,8 +14,9 @@ def to_uint8(frames_CFHW: Tensor) -> NDArray[np.uint8]:
     As Wan does it: clamped, (x + 1) / 2 * 255, truncated, not rounded. Raises `NumericError` for
     NaN or infinity, which would become black without a word.
     """
-    x_CFHW = frames_CFHW.detach().float()
-    if not x_CFHW.isfinite().all():
+    frames_CFHW = frames_CFHW.detach()
+    if not frames_CFHW.isfinite().all():
         raise NumericError("decoded frames hold NaN or infinity")
-    pixels_CFHW = x_CFHW.clamp(-1, 1).add(1).div(2).mul(255).byte()
+    x_CFHW = frames_CFHW.clamp(-1, 1).float()  # a copy, which may be written to
+    pixels_CFHW = x_CFHW.add_(1).div_(2).mul_(255).byte()
     return pixels_CFHW.permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -22,6 +22,8 @@ from mmpl.wan.config import VAEConfig
 from mmpl.wan.params import Gamma
 from mmpl.wan.vae_params import Attention, Conv, Decoder, Encoder, Head, Resample, Residual
 from mmpl.wan.vae_params import VAEParams as VAEParams
+from mmpl.wan.vae_params import shown_dtype as shown_dtype
+from mmpl.wan.vae_params import vae_cast as vae_cast
 from mmpl.wan.vae_params import vae_from_flat as vae_from_flat
 from mmpl.wan.vae_params import vae_shapes as vae_shapes
 
@@ -29,7 +31,7 @@ State = tuple[Tensor, ...]
 
 _EPS = 1e-12  # of the norms
 _LAYOUT = torch.channels_last_3d
-_PIECE_NUMBERS = 2**23  # in the largest activation of a piece: 32 MiB of float32
+_PIECE_BYTES = 2**25  # of the largest activation of a piece
 
 
 def encode(
@@ -76,7 +78,8 @@ def encode_features(
     if first:
         video_BCFHW = video_BCFHW[:, :, : 1 + (frames - 1) // stride * stride]
     tails = _Tails(state)
-    step = stride * latents_at_once(config, video_BCFHW.shape[0], rows, columns)
+    dtype = params.conv1.weight.dtype
+    step = stride * latents_at_once(config, video_BCFHW.shape[0], rows, columns, dtype)
     sizes = _sizes(video_BCFHW.shape[2], step, step - stride + 1 if first else step)
     parts = [_encoder(params.encoder, config, x, tails) for x in video_BCFHW.split(sizes, 2)]
     return _joined(parts), tails.state()
@@ -88,23 +91,27 @@ def decode(
     """Pixels [B, 3, F, H*stride, W*stride] (about [-1, 1], not clamped) and the state.
 
     Without a state the clip starts here: T latents give 1 + 4(T-1) frames. With a state, 4T. Who
-    keeps no state given has only one of the two in memory.
+    keeps no state given has only one of the two in memory. Computed in the format of the weights,
+    and the pixels are in it.
     """
     mean, std = _statistics(config, z_BCTHW)
-    z_BCTHW = (z_BCTHW / (1 / std) + mean).contiguous(memory_format=_LAYOUT)
+    dtype = params.conv2.weight.dtype
+    z_BCTHW = (z_BCTHW / (1 / std) + mean).to(dtype).contiguous(memory_format=_LAYOUT)
     x_BCTHW = _conv3d(z_BCTHW, params.conv2.weight, params.conv2.bias)
     tails, stride = _Tails(state), config.spatial_stride
     del state  # the tails have it
     batch, _, _, rows, columns = z_BCTHW.shape
-    step = latents_at_once(config, batch, rows * stride, columns * stride)
+    step = latents_at_once(config, batch, rows * stride, columns * stride, dtype)
     parts = [_decoder(params.decoder, config, x, tails) for x in x_BCTHW.split(step, 2)]
     return _joined(parts), tails.state()
 
 
-def latents_at_once(config: VAEConfig, batch: int, rows: int, columns: int) -> int:
-    """Latent frames of a piece, for frames of `rows` x `columns` pixels."""
+def latents_at_once(
+    config: VAEConfig, batch: int, rows: int, columns: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Latent frames of a piece, for frames of `rows` x `columns` pixels computed in `dtype`."""
     pixels = batch * config.temporal_stride * rows * columns // config.patch_size**2
-    return max(1, _PIECE_NUMBERS // (config.dim * pixels))
+    return max(1, _PIECE_BYTES // (dtype.itemsize * config.dim * pixels))
 
 
 def decode_each(

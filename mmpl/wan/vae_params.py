@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mmpl.wan.config import VAEConfig
-from mmpl.wan.params import Flat, Gamma, Shapes, from_flat, key
+from mmpl.wan.params import Flat, Gamma, Shapes, from_flat, key, tree_map
+
+_HAS_BFLOAT16 = (8, 0)  # CUDA compute capability from which cards convolve in it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +117,28 @@ def vae_shapes(config: VAEConfig) -> Shapes:
 def vae_from_flat(flat: Flat, config: VAEConfig, *, where: str = "VAE weights") -> VAEParams:
     """The parameter tree of a flat official-name state dict. Raises CheckpointError."""
     return from_flat(VAEParams, flat, vae_shapes(config), where=where)
+
+
+def vae_cast(params: VAEParams, dtype: torch.dtype) -> VAEParams:
+    """The VAE with weights in `dtype`, those of 3-D convolutions laid as clips are inside; itself
+    where they have that format."""
+    if params.conv2.weight.dtype is dtype:
+        return params
+
+    def cast(leaf: Tensor) -> Tensor:
+        leaf = leaf.to(dtype)
+        return leaf.contiguous(memory_format=torch.channels_last_3d) if leaf.ndim == 5 else leaf
+
+    return tree_map(cast, params)
+
+
+def shown_dtype(wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The format in which pixels are decoded that are to be seen, and no more: the one `wanted`, or
+    bfloat16 on a GPU that has it and float32 elsewhere."""
+    if wanted is not None:
+        return wanted
+    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HAS_BFLOAT16
+    return torch.bfloat16 if on_gpu else torch.float32
 
 
 def _conv_shape(

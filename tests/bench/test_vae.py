@@ -33,17 +33,17 @@ def test_pieces_and_the_path_with_gradients_give_the_same(
         whole = call()
     with torch.enable_grad():
         torch.testing.assert_close(call(), whole, rtol=0, atol=1e-5)
-    monkeypatch.setattr(vae, "_PIECE_NUMBERS", 1)
+    monkeypatch.setattr(vae, "_PIECE_BYTES", 1)
     with torch.no_grad():
         pieces = call()
     assert not torch.equal(pieces, torch.zeros_like(pieces))
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("piece_numbers", [1, 2**30])
+@pytest.mark.parametrize("piece_bytes", [1, 2**30])
 @pytest.mark.parametrize("name", ["decode", "encode"])
 def test_clips_lie_channels_last_before_every_convolution(
-    name: str, piece_numbers: int, monkeypatch: pytest.MonkeyPatch
+    name: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's convolutions would turn others round, and every norm behind them would read them so.
     One frame alone lies both ways."""
@@ -55,7 +55,7 @@ def test_clips_lie_channels_last_before_every_convolution(
             astray.append((*x.shape, *weight.shape[2:]))
         return convolve(x, weight, bias, **options)
 
-    monkeypatch.setattr(vae, "_PIECE_NUMBERS", piece_numbers)
+    monkeypatch.setattr(vae, "_PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(vae, "_conv3d", watched)
     with torch.no_grad():
         our_calls(Case(dim=8, width=32, height=16, frames=13))[name]()

@@ -98,6 +98,7 @@ def test_every_flag_takes_hyphens() -> None:
     values = {"size": "64x64", "seeding": "midpoint", "noise": "off", "layout": "chunked_3"}
     values |= {"solver": "euler", "device": "cpu", "dtype": "float32", "attention": "sdpa"}
     values |= {"quantize": "int8", "distilled": "lightx2v", "offload": "block", "compile": "no"}
+    values |= {"vae_dtype": "bf16"}
     values |= {"fit": "letterbox", "keyframe": "a.png@1s"}
     values |= {"schedule": "adaptive", "order": "plan_first", "parallel": "2x1x1", "link": "pcie"}
     for flag in FLAGS:

@@ -80,6 +80,7 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "lead": 0,
         "device": "cpu",
         "dtype": "float32",
+        "vae_dtype": "float32",
         "attention": "sdpa",
         "compile": "no",
         "quantize": "none",

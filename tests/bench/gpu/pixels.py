@@ -59,13 +59,13 @@ def decode_call(lab: Lab, size: Size, dtype: torch.dtype, at_once: int | None = 
     """A decode of a segment, whose pixels are dropped as they come."""
     config, params = size.vae, lab.vae(size.vae, dtype)
     z_BCTHW = lab.noise(1, config.z_dim, SEGMENT_LATENTS, *size.latent_size, dtype=dtype)
-    at_once = at_once or vae.latents_at_once(config, 1, size.height, size.width)
+    at_once = at_once or vae.latents_at_once(config, 1, size.height, size.width, dtype)
     pixels = config.temporal_stride * size.width * size.height // config.patch_size**2
-    numbers = at_once * config.dim * pixels
+    numbers = dtype.itemsize * at_once * config.dim * pixels
 
     @torch.no_grad()
     def call() -> None:
-        with patch.object(vae, "_PIECE_NUMBERS", numbers):
+        with patch.object(vae, "_PIECE_BYTES", numbers):
             for _ in vae.decode_each(params, config, z_BCTHW.split(at_once, 2)):
                 pass
 
