@@ -23,6 +23,7 @@ from mmpl.film.denoise import Context, Network, Sampler
 from mmpl.layout.layout import Group
 from mmpl.layout.presets import mmpl_t2v
 from mmpl.wan import dit
+from mmpl.wan.compiled import compiled_block as block_of_films
 from mmpl.wan.dit import Engine, encode_context
 from mmpl.wan.dit_block import BlockFn, block
 from mmpl.wan.flow import schedule
@@ -99,8 +100,7 @@ def graphs_per_group(row: Row = STEP) -> Figures:
         return graph
 
     torch._dynamo.reset()
-    compiled: BlockFn = torch.compile(block, fullgraph=True, dynamic=False, backend=counting)
-    network, context = _opened(row, Engine(block_fn=compiled))
+    network, context = _opened(row, Engine(block_fn=block_of_films(counting)))
     layout, ends = mmpl_t2v(), [0]
     for _ in range(2):
         context = stage.reset(context)

@@ -64,6 +64,7 @@ def test_what_is_aimed_at_is_measured(records: list[Record]) -> None:
         "14B fill_tail",
         "14B segment",
         "14B pass",
+        "14B pass compiled",
         "1.3B segment",
         "1.3B of 4 steps",
         "1.3B film of 2 x 4 steps",

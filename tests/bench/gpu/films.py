@@ -60,7 +60,7 @@ def studio_of(
     branches = 1 if film.guidance_scale == 1.0 else 2
     texts = (tuple(texts_of(lab, network.params, size, network.engine, branches)),)
     decoder = offload.place_vae(lab.vae(size.vae))
-    return furnished(film, network, texts, {}, (decoder, size.vae), offload)
+    return furnished(film, network, texts, {}, (decoder, size.vae), offload, lab.shows)
 
 
 def make(studio: Studio, *, beside: bool = False) -> int:
@@ -112,9 +112,15 @@ def pass_memory(lab: Lab, size: str) -> Iterator[Figure]:
             call()
     planned = memory_plan(_configs(one), film, Held(lab.compute)).passes
     yield _beside_plan(f"{size} pass, with the VAE's weights", peak(), planned)
-    own = peak() - sum(leaf.nbytes for leaf in to_flat(decoder).values())
-    wanted = FULL_BYTES if size == "14B" else None
-    yield Figure(f"{size} pass", own / 1e9, "GB", {}, wanted)
+    wanted, aside = FULL_BYTES if size == "14B" else None, _bytes(decoder)
+    yield Figure(f"{size} pass", (peak() - aside) / 1e9, "GB", {}, wanted)
+    call = scene.pass_call(lab, group, lab.engine(compiled=True), branches=2)
+    with torch.no_grad():
+        call()
+        with lab.peak_of(scene.network.params, decoder, caches, texts) as peak:
+            call()
+    beside = {"of the plan": peak() / planned}
+    yield Figure(f"{size} pass compiled", (peak() - aside) / 1e9, "GB", beside, wanted)
 
 
 def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
@@ -128,7 +134,8 @@ def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
             lab, one, film, Offload(kind, lab.device), lab.engine(), lab.transformer(one.dit)
         )
         lab.tidy()
-        plan = memory_plan(_configs(one), film, Held(lab.compute, None, kind))
+        held = Held(lab.compute, None, kind, lab.shows)
+        plan = memory_plan(_configs(one), film, held)
         name = f"{size}, {one.dit.num_layers} layers, --offload {kind}"
         scene = begun(lab, one, film.layout, studio.network, studio.new_context())
         call = scene.pass_call(lab, film.layout.groups[-1], branches=2)
@@ -144,7 +151,7 @@ def offloads(lab: Lab, size: str, layers: int = LAYERS) -> Iterator[Figure]:
         else:
             planned, in_host = max(plan.passes, plan.vae), 0
             if not lab.is_gpu:  # where the film's caches count, wherever they are
-                in_host = sum(leaf.nbytes for leaf in to_flat(tuple(caches["host"])).values())
+                in_host = _bytes(tuple(caches["host"]))
             del scene, call, caches  # it has its own
             lab.tidy()
             with lab.peak_of(*_weights(studio)) as peak:
@@ -171,6 +178,10 @@ def _caches(scene: Scene) -> dict[str, list[object]]:
         cache = branch.cache
         found["host" if cache.hosted else "here"].append((cache.k_IBSNK, cache.v_IBSNK))
     return found
+
+
+def _bytes(tree: object) -> int:
+    return sum(leaf.nbytes for leaf in to_flat(tree).values())
 
 
 def _beside_plan(name: str, found: int, planned: int) -> Figure:

@@ -23,6 +23,7 @@ from mmpl.errors import ArgumentError
 from mmpl.wan import vae
 from mmpl.wan.attention import AttentionBackend, resolve_attention
 from mmpl.wan.choices import BACKENDS
+from mmpl.wan.compiled import compiled_block
 from mmpl.wan.config import WAN_14B, DiTConfig, TextConfig, VAEConfig
 from mmpl.wan.dit import Engine, block
 from mmpl.wan.dit_block import BlockFn
@@ -93,6 +94,11 @@ class Lab:
     def compute(self) -> torch.dtype:
         """The format of the transformer's products."""
         return torch.bfloat16
+
+    @property
+    def shows(self) -> torch.dtype:
+        """The format in which films decode their frames."""
+        return vae.shown_dtype(None, self.device)
 
     # ------------------------------------------------------------------------------------- time
 
@@ -197,15 +203,14 @@ class Lab:
         return Engine(attention=backend, block_fn=self.compiled() if compiled else block)
 
     def compiled(self) -> BlockFn:
-        """The transformer's block, compiled for every shape of its own; what was compiled before
-        is forgotten, so that their number stays small. On a CPU it is compiled as far as the graph
-        alone, which must be one, and kept: the rest takes a minute. Some attention kernels for GPUs
-        are no part of a graph."""
+        """The transformer's block, compiled as films have it; what was compiled before is
+        forgotten, so that every row pays for its own. On a CPU it is compiled as far as the graph
+        alone, and kept: the rest takes a minute."""
         if self.is_gpu:
             torch._dynamo.reset()
-            return torch.compile(block, dynamic=False)
+            return compiled_block()
         if self._traced is None:
-            self._traced = torch.compile(block, fullgraph=True, dynamic=False, backend="eager")
+            self._traced = compiled_block("eager")
         return self._traced
 
     def transformer(self, config: DiTConfig, kind: str | None = None) -> DiTParams:
@@ -216,7 +221,7 @@ class Lab:
     def vae(self, config: VAEConfig, dtype: torch.dtype = torch.float32) -> vae.VAEParams:
         """Random weights on the device, the same in every format but for rounding."""
         flat = self.random(vae.vae_shapes(config), torch.float32)
-        return vae.vae_from_flat({name: x.to(dtype) for name, x in flat.items()}, config)
+        return vae.vae_cast(vae.vae_from_flat(flat, config), dtype)
 
     def random(self, shapes: Shapes, dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors under their names, of sizes that keep activations near 1."""

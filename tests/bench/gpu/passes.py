@@ -34,10 +34,16 @@ def matmul(lab: Lab) -> Iterator[Figure]:
 def passes(
     lab: Lab, size: str, attention: str | None = None, *, compiled: bool = False
 ) -> Iterator[Figure]:
-    """A forward of every group, and what a segment of them takes. `attention`: a backend that is
-    no row of its own elsewhere."""
+    """A forward of every group, and what a segment of them takes; what compiling takes before, of
+    all groups. `attention`: a backend that is no row of its own elsewhere."""
     scene = segment(lab, lab.sizes[size])
-    yield from timed(lab, scene, lab.engine(compiled=compiled, attention=attention), size)
+    engine = lab.engine(compiled=compiled, attention=attention)
+    if compiled:
+        calls = [scene.pass_call(lab, group, engine) for group in scene.layout.groups]
+        taken_s = [lab.wall_s(call) for call in calls]
+        beside = {"longest of a group": max(taken_s)}
+        yield Figure(f"{size} first passes, compiled there", sum(taken_s), "s", beside)
+    yield from timed(lab, scene, engine, size)
 
 
 def others(lab: Lab, size: str) -> Iterator[Figure]:

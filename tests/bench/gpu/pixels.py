@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 
+from mmpl.film import runtime
 from mmpl.film.segment import hand_over
+from mmpl.film.studio import furnished
 from mmpl.layout.presets import SEGMENT_LATENTS, mmpl_t2v
 from mmpl.layout.timeline import chain_of
 from mmpl.wan import vae
+from mmpl.wan.offload import Offload
+from tests.bench.gpu.films import film_of
 from tests.bench.gpu.flops import decode_flops
 from tests.bench.gpu.lab import Call, Lab, Size
 from tests.bench.gpu.record import Figure, Wanted
@@ -22,12 +27,12 @@ PIECES = (2, 4)  # latents at once; by itself it takes one of these frames
 
 
 def decode(lab: Lab, size: str) -> Iterator[Figure]:
-    """A segment's decode as a film does it, in both formats; then in larger pieces."""
+    """A segment's decode as a film does it, to bytes in the host's memory, in both formats."""
     one = lab.sizes[size]
     flops = decode_flops(one.vae, SEGMENT_LATENTS, one.latent_size)
     first: dict[str, torch.Tensor] = {}
     for name, dtype in FORMATS.items():
-        taken_s = lab.seconds(decode_call(lab, one, dtype))
+        taken_s = lab.seconds(film_call(lab, one, dtype))
         rate = {"TFLOP/s": flops / taken_s / 1e12}
         yield Figure(f"decode of {_clip(one)}, {name}", taken_s, "s", rate, DECODE)
         z_BCTHW = torch.ones(1, one.vae.z_dim, 2, *one.latent_size, dtype=dtype, device=lab.device)
@@ -53,6 +58,21 @@ def pieces(lab: Lab, size: str) -> Iterator[Figure]:
                 {"peak GB": peak() / 1e9},
                 DECODE,
             )
+
+
+def film_call(lab: Lab, size: Size, dtype: torch.dtype) -> Call:
+    """All that a film does for the frames of its one segment, which `dtype` decodes."""
+    film = film_of(size, segments=1, steps=1, solver="euler", guidance=1.0)
+    network, offload = cast(Any, None), Offload("none", lab.device)  # no pass is made
+    studio = furnished(film, network, (), {}, (lab.vae(size.vae), size.vae), offload, dtype)
+    shape = 1, size.vae.z_dim, *size.latent_size
+    latents = {frame: lab.noise(*shape) for frame in range(SEGMENT_LATENTS)}
+
+    def call() -> None:
+        for _ in runtime.decode(studio, 0, latents):
+            pass
+
+    return call
 
 
 def decode_call(lab: Lab, size: Size, dtype: torch.dtype, at_once: int | None = None) -> Call:
