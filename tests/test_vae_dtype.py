@@ -55,7 +55,8 @@ def test_a_film_has_the_same_latents_and_nearly_the_same_frames() -> None:
     assert {task.kind for task in wanted} == {"make", "hand_over"}
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[task], wanted[task]) for task in wanted)
-    assert 30 < psnr(*(torch.from_numpy(x).float() for x in (frames, plain)), 255) < 100
+    near, true = (torch.from_numpy(pixels).float() for pixels in (frames, plain))
+    assert 30 < psnr(near, true, 255) < 100
 
 
 def test_stills_and_other_methods_show_what_films_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class CompiledBlock:
         try:
             with self.limit:
                 return self.run(params, config, x_BLD, shared, text, cached)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportAttributeAccessIssue]
             raise ArgumentError(
                 "torch cannot compile the transformer's block here",
                 got=" ".join(str(error).split())[:160],
