@@ -134,19 +134,9 @@ def train_match(
 
 
 def bundle(model: Model, tokenizer_json: str, runs: Path, folder: Path) -> dict[str, str]:
-    """Writes the averaged weights of the last stage begun as a model folder; returns its digests.
-
-    It is sampled in the few steps it was made for, without guidance.
-    """
+    """Writes the averaged weights of the last stage begun as a model folder; returns its digests."""
     stage = MATCH if (runs / MATCH / STATE_FILE).exists() else JUMP
     weights: Weights = averaged_weights(runs / stage)[0]
-    defaults = replace(
-        model.defaults,
-        solver="few_step",
-        steps=blueprint(model.defaults).matching.steps,
-        guidance_scale=1.0,
-        noise="off",  # as in the rollouts
-    )
     return write_bundle(
         folder,
         dit=dit_from_flat(weights, model.dit_config),
@@ -154,7 +144,18 @@ def bundle(model: Model, tokenizer_json: str, runs: Path, folder: Path) -> dict[
         text=model.text,
         configs=Configs(model.dit_config, model.vae_config, model.text_config),
         tokenizer_json=tokenizer_json,
-        defaults=defaults,
+        defaults=sampled(model.defaults),
+    )
+
+
+def sampled(teacher: Defaults) -> Defaults:
+    """How the bundle is sampled: in the few steps it was made for, without guidance."""
+    return replace(
+        teacher,
+        solver="few_step",
+        steps=blueprint(teacher).matching.steps,
+        guidance_scale=1.0,
+        noise="off",  # as in the rollouts
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmpl.checkpoint.bundle import Defaults, Model, load_model
+from mmpl.checkpoint.folder import open_folder
 from mmpl.cli import train
 from mmpl.errors import ArgumentError
 from mmpl.generate import Frames, Request, generate
@@ -152,6 +153,15 @@ def test_bad_input(
 def test_models_of_other_films_are_refused(model: Model) -> None:
     with pytest.raises(ArgumentError, match="procedural clips"):
         draw_of(small_model())
+
+
+def test_the_embedded_few_step_bundle_is_its_teacher_but_for_the_transformer() -> None:
+    weights = Path(tiny_fast.__file__).parents[2] / "weights"
+    teacher, fast = (open_folder(weights / name) for name in ("tiny", "tiny-fast"))
+    same = {part for part in teacher.digests if teacher.digests[part] == fast.digests[part]}
+    assert same == teacher.digests.keys() - {"dit"}
+    assert fast.defaults == tiny_fast.sampled(teacher.defaults)
+    assert fast.configs == teacher.configs
 
 
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:
