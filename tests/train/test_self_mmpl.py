@@ -244,9 +244,9 @@ def test_shared_rollouts_are_made_once(teacher: Teacher, monkeypatch: pytest.Mon
     for fresh in (True, False):
         made: list[int] = []
 
-        def noted(game: object, step: int, part: int, made: list[int] = made) -> object:
+        def noted(game: object, step: int, part: int, number: None, made: list = made) -> object:
             made.append(part)
-            return whole(game, step, part)  # type: ignore[arg-type]
+            return whole(game, step, part, number)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "_rolled_out", noted)
