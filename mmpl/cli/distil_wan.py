@@ -20,6 +20,7 @@ from mmpl.cli.tune import (
     MOST_STEPS,
     check_made,
     joined,
+    latent_size,
     open_clips,
     require_clips,
 )
@@ -283,3 +284,15 @@ def _print_memory(
     clips: Clips | None,
 ) -> None:
     """The plan for one segment at a time; without clips for those of the model's own size."""
+    from mmpl.train.wan_distil import plan_of_memory
+
+    memory = plan_of_memory(
+        student.configs.dit,
+        teacher.configs.dit,
+        plan,
+        latent_size(student, clips),
+        shards=given["plan"] if plan.shard else 1,
+        checkpointing="checkpointing" in given,
+    )
+    for line in memory.lines():
+        print_result(line)

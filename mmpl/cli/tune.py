@@ -328,20 +328,25 @@ def check_made(clips: Clips, found: ModelFolder) -> None:
             )
 
 
+def latent_size(found: ModelFolder, clips: Clips | None) -> tuple[int, int]:
+    """Height and width of the clips' latents, without clips of those of the model's own size."""
+    if clips is not None:
+        height, width = clips.latents(0).shape[2:]
+        return height, width
+    stride = found.configs.vae.spatial_stride
+    return found.defaults.height // stride, found.defaults.width // stride
+
+
 def _print_memory(
     given: Mapping[str, Any], found: ModelFolder, plan: Plan, clips: Clips | None
 ) -> None:
     """The plan for one segment at a time; without clips for those of the model's own size."""
     from mmpl.train.wan_run import plan_of_memory
 
-    stride = found.configs.vae.spatial_stride
-    height, width = found.defaults.height // stride, found.defaults.width // stride
-    if clips is not None:
-        height, width = clips.latents(0).shape[2:]
     memory = plan_of_memory(
         found.configs.dit,
         plan,
-        (height, width),
+        latent_size(found, clips),
         shards=given["plan"] if plan.shard else 1,
         checkpointing="checkpointing" in given,
     )

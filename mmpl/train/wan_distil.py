@@ -19,13 +19,14 @@ from mmpl.layout.given import require_whole
 from mmpl.layout.layout import Layout
 from mmpl.layout.presets import by_name
 from mmpl.train.distil import DistilRecipe, distil
+from mmpl.train.distil_memory import DistilMemory, distil_memory
 from mmpl.train.loop import Progress
 from mmpl.train.parallel import Network
 from mmpl.train.self_mmpl import Batch, Draw, Matching, Teacher, begins_with_image, self_mmpl
 from mmpl.train.wan_loss import KINDS, Clips, check_clips
 from mmpl.train.wan_run import network_of
 from mmpl.train.world import ALONE, World
-from mmpl.wan.config import VAEConfig
+from mmpl.wan.config import DiTConfig, VAEConfig
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine
 from mmpl.wan.ops import natural_precision
 from mmpl.wan.vae import VAEParams
@@ -143,3 +144,27 @@ def draw_from(clips: Clips, dense_captions: float, device: str = "cpu") -> Draw:
         return Batch(texts, {0: torch.stack(images)})
 
     return draw
+
+
+def plan_of_memory(
+    student: DiTConfig,
+    teacher: DiTConfig,
+    plan: Plan,
+    latent_size: tuple[int, int],
+    *,
+    shards: int,
+    checkpointing: bool,
+) -> DistilMemory:
+    """What `distil_wan` takes of a device, for latents of this height and width."""
+    matching = plan.matching
+    return distil_memory(
+        student,
+        teacher,
+        [by_name(name) for name, _ in matching.layouts],
+        latent_size,
+        bidirectional=matching.scores == "bidirectional",
+        shards=shards,
+        precision=natural_precision(plan.dtype),
+        frozen=plan.dtype,
+        checkpointing=checkpointing,
+    )

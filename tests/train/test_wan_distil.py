@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mmpl.checkpoint.bundle import Transformer
 from mmpl.checkpoint.read import digest
 from mmpl.errors import ArgumentError
 from mmpl.layout.presets import by_name
-from mmpl.train import self_mmpl, wan_distil
 from mmpl.train.distil import DistilRecipe
 from mmpl.train.log import rows
 from mmpl.train.loop import averaged_weights
@@ -75,8 +73,8 @@ def both_ways(rank: int, folder: Path) -> str:
     world = World(dist.group.WORLD)
     for shard in (False, True):
         distilled(folder / str(shard), world, shard=shard)
-        distilled(folder / f"{shard}-cut", world, shard=shard, stop=1)
-        distilled(folder / f"{shard}-cut", world, shard=shard)
+    for stop in (1, None):
+        distilled(folder / "True-cut", world, shard=True, stop=stop)
     try:
         odd = plan(matching=replace(MATCHING, batch=3))
         list(distil_wan(cast(), CLIPS, folder / "odd", odd, world=world))
@@ -104,18 +102,38 @@ def test_two_processes_distil_as_one(runs: Runs, shard: bool) -> None:
     for name, weight in alone.items():
         moved = (weight - start[name]).abs().max()
         assert moved > 1e-4, name
-        assert (found[name] - weight).norm() < 0.05 * (weight - start[name]).norm(), name
+        assert (found[name] - weight).norm() < 1e-3 * (weight - start[name]).norm(), name
     for one, other in zip(rows(runs[0] / "alone"), rows(runs[0] / str(shard)), strict=True):
         assert other == pytest.approx(one, rel=1e-3)
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_a_cut_run_is_the_whole_one(runs: Runs, shard: bool) -> None:
-    (whole, _), (cut, _) = (averaged_weights(runs[0] / f"{shard}{end}") for end in ("", "-cut"))
+def test_a_cut_run_is_the_whole_one(runs: Runs) -> None:
+    (whole, _), (cut, _) = (averaged_weights(runs[0] / f"True{end}") for end in ("", "-cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    logs = [(runs[0] / f"{shard}{end}" / "log.jsonl").read_bytes() for end in ("", "-cut")]
+    logs = [(runs[0] / f"True{end}" / "log.jsonl").read_bytes() for end in ("", "-cut")]
     assert logs[0] == logs[1]
 
 
 def test_a_batch_that_cannot_be_shared(runs: Runs) -> None:
     assert all("does not split over the processes; got 3 samples" in said for said in runs[1])
+
+
+def test_captions_and_first_frames_are_those_of_the_same_clip() -> None:
+    """In the shares asked for; an image is given where a layout begins with one, and only there."""
+    drawn = draw_from(CLIPS, 0.75)
+    batch = drawn(np.random.default_rng(0), 200, by_name("mmpl_i2v"))
+    dense = {CLIPS.text(clip, "dense")[0, 0].item(): clip for clip in range(5)}
+    short = {CLIPS.text(clip, "short")[0, 0].item(): clip for clip in range(5)}
+    clips = [(dense | short)[text[0, 0].item()] for text in batch.texts]
+    images = torch.stack([CLIPS.latents(clip)[:, 0].float() for clip in clips])
+    assert torch.equal(batch.given[0], images)
+    assert set(clips) == set(range(5))
+    assert sum(text[0, 0].item() in dense for text in batch.texts) == pytest.approx(150, abs=25)
+    assert drawn(np.random.default_rng(0), 2, by_name("mmpl_t2v")).given == {}
+
+
+def test_a_layout_that_cannot_begin_with_own_seeds(tmp_path: Path) -> None:
+    chunked = replace(MATCHING, layouts=(("chunked_3", 1.0),))
+    with pytest.raises(ArgumentError, match="cannot begin with given frames; got chunked_3"):
+        list(distil_wan(cast(), CLIPS, tmp_path / "run", plan(matching=chunked)))
+    assert not (tmp_path / "run").exists()
