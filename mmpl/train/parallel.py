@@ -78,9 +78,11 @@ def whole(
     engine: Engine = DEFAULT_ENGINE,
 ) -> Network:
     """The network with every weight in every process. `flat`: official keys; `trained`: those of
-    them that training moves, as float32 whatever they are stored as. ArgumentError for others."""
-    start = _chosen(flat, trained)
-    return Network(start, lambda w: dit_from_flat({**flat, **w}, config), engine)
+    them that training moves, as float32 copies whatever they are stored as. ArgumentError for
+    others."""
+    start = {n: t.detach().clone().requires_grad_() for n, t in _chosen(flat, trained).items()}
+    frozen = {name: tensor for name, tensor in flat.items() if name not in start}
+    return Network(start, lambda w: dit_from_flat({**frozen, **w}, config), engine)
 
 
 def sharded(

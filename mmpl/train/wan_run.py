@@ -6,11 +6,12 @@ weights stay there, and are put together with the trained ones at the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmpl.checkpoint.bundle import Transformer
 from mmpl.checkpoint.write import write_transformer
@@ -109,13 +110,13 @@ def network_of(
     """A stored transformer on the device, about to be trained: the weights `names` in float32, the
     others as passes of the engine's precision read them, spread over the processes if `shard`."""
     flat, masters, config = transformer.flat, set(names), transformer.config
-    read = to_flat(dit_cast(dit_from_flat(flat, config), engine.precision or FLOAT32))
-    used = {
-        name: flat[name].to(device, torch.float32) if name in masters else leaf.to(device)
-        for name, leaf in read.items()
-    }
-    if shard:
+    read: Mapping[str, Tensor] = {}
+    if masters < flat.keys():
+        read = to_flat(dit_cast(dit_from_flat(flat, config), engine.precision or FLOAT32))
+    used = {name: flat[name].float() if name in masters else read[name] for name in flat}
+    if shard:  # which moves block after block to the device, where no network may fit whole
         return sharded(used, config, names, world, engine)
+    used = {name: tensor.to(device) for name, tensor in used.items()}
     return whole(used, config, names, engine)
 
 

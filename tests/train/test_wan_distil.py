@@ -1,4 +1,4 @@
-"""A Wan-like model is distilled alike by one process and by two, whole, sharded, cut or not."""
+"""A Wan-like model is distilled alike by one process and by two, whole, or sharded and cut."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ from tests.train.encoded import FakeClips
 TEACHER = replace(CONFIGS.dit, dim=36, num_heads=3, ffn_dim=40, num_layers=1)
 CLIPS = FakeClips(CONFIGS.dit, 5, size=(4, 4))
 MATCHING = Matching(
-    (("mmpl_t2v", 0.5), ("mmpl_i2v", 0.5)), batch=4, scores="bidirectional", steps=2, hand_overs=2
+    (("mmpl_t2v", 0.5), ("mmpl_i2v", 0.5)), batch=2, scores="bidirectional", steps=2, hand_overs=1
 )
-# Rates so small, and a bound of the gradient so low, that signs turned by rounding do not count.
 RECIPE = DistilRecipe(
-    steps=2, generator_rate=1e-3, critic_rate=1e-3, critic_updates=2, ema_decay=0.5, ema_from=0
+    steps=2, generator_rate=1e-3, critic_rate=1e-3, critic_updates=1, ema_decay=0.5, ema_from=0
 )
 CHECKPOINTED = Engine(block_fn=checkpointed(block))
 
@@ -71,10 +70,9 @@ def distilled(
 def both_ways(rank: int, folder: Path) -> str:
     warnings.simplefilter("error")
     world = World(dist.group.WORLD)
-    for shard in (False, True):
-        distilled(folder / str(shard), world, shard=shard)
+    distilled(folder / "False", world)
     for stop in (1, None):
-        distilled(folder / "True-cut", world, shard=True, stop=stop)
+        distilled(folder / "True", world, shard=True, stop=stop)
     try:
         odd = plan(matching=replace(MATCHING, batch=3))
         list(distil_wan(cast(), CLIPS, folder / "odd", odd, world=world))
@@ -105,13 +103,6 @@ def test_two_processes_distil_as_one(runs: Runs, shard: bool) -> None:
         assert (found[name] - weight).norm() < 1e-3 * (weight - start[name]).norm(), name
     for one, other in zip(rows(runs[0] / "alone"), rows(runs[0] / str(shard)), strict=True):
         assert other == pytest.approx(one, rel=1e-3)
-
-
-def test_a_cut_run_is_the_whole_one(runs: Runs) -> None:
-    (whole, _), (cut, _) = (averaged_weights(runs[0] / f"True{end}") for end in ("", "-cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    logs = [(runs[0] / f"True{end}" / "log.jsonl").read_bytes() for end in ("", "-cut")]
-    assert logs[0] == logs[1]
 
 
 def test_a_batch_that_cannot_be_shared(runs: Runs) -> None:
