@@ -23,7 +23,7 @@ from mmpl.train.distil_memory import DistilMemory, distil_memory
 from mmpl.train.loop import Progress
 from mmpl.train.parallel import Network
 from mmpl.train.self_mmpl import Batch, Draw, Matching, Teacher, begins_with_image, self_mmpl
-from mmpl.train.wan_loss import KINDS, Clips, check_clips
+from mmpl.train.wan_loss import KINDS, Clips, Kind, check_clips
 from mmpl.train.wan_run import network_of
 from mmpl.train.world import ALONE, World
 from mmpl.wan.config import DiTConfig, VAEConfig
@@ -136,7 +136,7 @@ def draw_from(clips: Clips, dense_captions: float, device: str = "cpu") -> Draw:
 
     def draw(rng: np.random.Generator, count: int, layout: Layout) -> Batch:
         chosen = rng.integers(len(clips), size=count).tolist()
-        kinds = [KINDS[int(drawn >= dense_captions)] for drawn in rng.random(count)]
+        kinds: list[Kind] = [KINDS[int(drawn >= dense_captions)] for drawn in rng.random(count)]
         texts = [clips.text(clip, kind).to(device) for clip, kind in zip(chosen, kinds)]
         if not begins_with_image(layout):
             return Batch(texts, {})
