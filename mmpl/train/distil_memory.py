@@ -60,7 +60,7 @@ def distil_memory(  # noqa: PLR0913
     own = footprint(student, set(dit_shapes(student)), shards=shards, frozen=frozen)
     critic = footprint(teacher, set(dit_shapes(teacher)), shards=shards, frozen=frozen)
     real = footprint(teacher, (), shards=shards, frozen=frozen)
-    roots = own.root + critic.root + real.root
+    gathered = own.root + critic.root + real.root + max(own.blocks, critic.blocks)
     size_BHW = (1, *latent_size)
 
     def kept(config: DiTConfig, passes: Passes) -> int:
@@ -74,10 +74,8 @@ def distil_memory(  # noqa: PLR0913
         )
 
     def update(moves: Footprint, cache: int, kept: int) -> dict[str, int]:
-        largest = max(moves.blocks, critic.blocks)
-        gathered = roots + largest + moves.gradients if shards > 1 else 0
-        found = {"gradients": moves.moved, "gathered": gathered}
-        return found | {"cache": cache, "activations": kept}
+        parts = {"gradients": moves.moved, "gathered": gathered + moves.gradients}
+        return parts | {"cache": cache, "activations": kept}
 
     seen = [
         bidirectional_window(layout.frames, 0) if bidirectional else layout for layout in layouts

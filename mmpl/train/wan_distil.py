@@ -89,18 +89,8 @@ def distil_wan(
     student = held(cast.student, tuple(cast.student.flat))
     critic = held(cast.teacher, tuple(cast.teacher.flat))
     real = held(cast.teacher, ())
-    channels, _, rows, columns = clips.latents(0).shape
-    teacher = Teacher(
-        params=real.params_of({}),
-        config=cast.teacher.config,
-        negative=clips.negative.to(device),
-        vae=cast.vae,
-        vae_config=cast.vae_config,
-        latent_shape=(channels, rows, columns),
-        within=real.within,
-    )
     turns = self_mmpl(
-        teacher,
+        _teacher(cast, clips, real, device),
         cast.student.config,
         draw_from(clips, plan.dense_captions, device),
         matching,
@@ -114,16 +104,7 @@ def distil_wan(
         turns,
         plan.recipe,
         run,
-        setting={
-            "network": cast.student.config,
-            "model": cast.student.digest,
-            "critic": cast.teacher.config,
-            "teacher": cast.teacher.digest,
-            "matching": matching,
-            "dense_captions": plan.dense_captions,
-            "dtype": str(plan.dtype),
-            "data": sorted(clips.made.items()),
-        },
+        setting=_setting(cast, clips, plan),
         save_every=save_every,
         report_every=1,
         world=world,
@@ -168,3 +149,30 @@ def plan_of_memory(
         frozen=plan.dtype,
         checkpointing=checkpointing,
     )
+
+
+def _teacher(cast: Cast, clips: Clips, network: Network, device: str) -> Teacher:
+    channels, _, rows, columns = clips.latents(0).shape
+    return Teacher(
+        params=network.params_of({}),
+        config=cast.teacher.config,
+        negative=clips.negative.to(device),
+        vae=cast.vae,
+        vae_config=cast.vae_config,
+        latent_shape=(channels, rows, columns),
+        within=network.within,
+    )
+
+
+def _setting(cast: Cast, clips: Clips, plan: Plan) -> dict[str, object]:
+    """All that the result depends on beside the recipe."""
+    return {
+        "network": cast.student.config,
+        "model": cast.student.digest,
+        "critic": cast.teacher.config,
+        "teacher": cast.teacher.digest,
+        "matching": plan.matching,
+        "dense_captions": plan.dense_captions,
+        "dtype": str(plan.dtype),
+        "data": sorted(clips.made.items()),
+    }
