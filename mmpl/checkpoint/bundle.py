@@ -42,7 +42,7 @@ from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.checkpoint.write import put_safetensors
 from mmpl.errors import CheckpointError
 from mmpl.media.durable import make_folder, put
-from mmpl.wan.config import DiTConfig
+from mmpl.wan.config import DiTConfig, VAEConfig
 from mmpl.wan.dit_params import DiTParams, dit_from_flat, dit_held, dit_shapes
 from mmpl.wan.offload import Offload
 from mmpl.wan.params import Shapes, check_shapes, to_flat, tree_map
@@ -61,6 +61,7 @@ __all__ = [
     "load_encoders",
     "load_model",
     "load_transformer",
+    "load_vae",
     "model_from_state_dicts",
     "read_lora",
     "write_bundle",
@@ -131,6 +132,15 @@ def load_transformer(found: ModelFolder, *, use_ema: bool | None = None) -> Tran
     part = read_part(found, "dit", use_ema=use_ema)
     _require_digests(found, {"dit": part.digest})
     return Transformer(part.flat, part.config, part.digest)
+
+
+def load_vae(
+    found: ModelFolder, *, device: torch.device | str = "cpu"
+) -> tuple[VAEParams, VAEConfig]:
+    """The VAE alone of a folder that `check_folder` found, in float32. Raises CheckpointError."""
+    part = read_part(found, "vae")
+    _require_digests(found, {"vae": part.digest})
+    return _vae_held(part, device), part.config
 
 
 def load_encoders(
@@ -342,14 +352,18 @@ def _encoders(
             wanted=f"at most {text.config.vocab_size}",
         )
     return Encoders(
-        vae=tree_map(
-            lambda leaf: leaf.to(device, torch.float32), vae_from_flat(vae.flat, vae.config)
-        ),
+        vae=_vae_held(vae, device),
         vae_config=vae.config,
         text=tree_map(lambda leaf: leaf.to(device), text_from_flat(text.flat, text.config)),
         text_config=text.config,
         tokenizer=tokenizer,
         digests=digests,
+    )
+
+
+def _vae_held(vae: Part, device: torch.device | str | None) -> VAEParams:
+    return tree_map(
+        lambda leaf: leaf.to(device, torch.float32), vae_from_flat(vae.flat, vae.config)
     )
 
 

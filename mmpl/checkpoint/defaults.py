@@ -22,6 +22,7 @@ WAN_NEGATIVE_PROMPT = (
 _FOUR_STEPS = {"solver": "few_step", "steps": 4, "shift": 5.0, "guidance_scale": 1.0}
 _THREE_STEPS = {"solver": "few_step", "steps": 3, "shift": 1.85, "guidance_scale": 1.0}
 DISTILLED: dict[str, dict[str, Any]] = {
+    "self_mmpl": {**_FOUR_STEPS, "noise": "off"},  # as in its rollouts
     "self_forcing": _FOUR_STEPS,
     "lightx2v": _FOUR_STEPS,
     "causvid": _THREE_STEPS,

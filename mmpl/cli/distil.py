@@ -1,8 +1,8 @@
-"""bin/mmpl-train distil: a few-step model of a bundle, from its own films."""
+"""bin/mmpl-train distil: a few-step model, of a bundle of procedural clips or from encoded ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmpl.checkpoint.folder import check_folder
 from mmpl.checkpoint.tokenizer_file import read_tokenizer
 from mmpl.cli import training
+from mmpl.cli.distil_wan import CLIPS, FLAGS, MOVING, RUNS, distil_wan
 from mmpl.cli.flags import (
     DEBUG,
     MACHINE,
@@ -37,30 +38,35 @@ MOST = 10**9
 DISTIL = Command(
     name="mmpl-train distil",
     usage="mmpl-train distil [flags]",
-    description="Distils a bundle of procedural clips to four steps without guidance (Self-MMPL): "
+    description="Distils to four steps without guidance (Self-MMPL) a bundle of procedural clips: "
     "the teacher's trajectories (paths), regression to their ends (jump), distribution matching on "
-    "own rollouts (match), a model folder (bundle). Every stage resumes where it stopped; stop it "
-    "with Ctrl-C.",
-    epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
-    "all else on stderr. Exit codes: as of mmpl-train.",
-    groups=(WORK, FILES, MACHINE),
+    "own rollouts (match), a model folder (bundle). With --data any Wan model or bundle, by "
+    "distribution matching alone, with the paper's settings (Table 8) as defaults; `export` writes "
+    "the result. Resumes where it stopped; stop it with Ctrl-C.",
+    epilog="Hyphens may stand for underscores. The path of the model folder, or with --data of the "
+    "run, is printed on stdout, all else on stderr. Exit codes: as of mmpl-train.",
+    groups=(WORK, CLIPS, MOVING, FILES, MACHINE),
     flags=(
-        Flag("stage", WORK, "NAME", f"{', '.join(STAGES)}, or all in this order",
+        Flag("stage", WORK, "NAME", f"{', '.join(STAGES)}, or all in this order; not with --data",
              **one_of(*STAGES, "all"), default="all"),
         Flag("films", WORK, "N", "batches of the teacher's films for `paths`", **whole(1, MOST)),
         Flag("jump_steps", WORK, "N", "how many steps `jump` takes", **whole(1, MOST)),
-        Flag("steps", WORK, "N", "how many steps of the generator `match` takes", **whole(1, MOST)),
+        Flag("steps", WORK, "N", "how many steps of the student, by `match` or with --data",
+             **whole(1, MOST)),
         Flag("compile", WORK, "", "compile the transformer's block: faster, after minutes"),
         Flag("model_path", FILES, "FOLDER", "the bundle to distil",
              default="the embedded weights/tiny"),
-        Flag("runs", FILES, "FOLDER", "state of the training", default="runs/tiny-fast"),
+        Flag("runs", FILES, "FOLDER", "state of the training",
+             default=f"runs/tiny-fast; with --data {RUNS}"),
         Flag("output", FILES, "FOLDER", "the model folder that `bundle` writes",
              default="`bundle` in --runs"),
         Flag("device", MACHINE, "NAME", "cpu or cuda", **one_of("cpu", "cuda"), default="cpu"),
         THREADS,
         DEBUG,
+        *FLAGS,
     ),
 )  # fmt: skip
+_HERE = {"stage", "films", "jump_steps", "compile", "output"}  # not with --data
 
 
 def command(argv: list[str], console: Console) -> int:
@@ -69,6 +75,11 @@ def command(argv: list[str], console: Console) -> int:
         print_result(help_text(DISTIL).rstrip())
         return 0
     given = parse(DISTIL, argv)
+    if "data" in given or "plan" in given:
+        _refuse(given, _HERE, "with --data or --plan")
+        distil_wan(given, console)
+        return 0
+    _refuse(given, {flag.name for flag in FLAGS}, "without --data")
     wanted = given.get("stage", "all")
     stages = STAGES if wanted == "all" else (wanted,)
     runs = Path(given.get("runs", "runs/tiny-fast"))
@@ -100,6 +111,12 @@ def command(argv: list[str], console: Console) -> int:
             tiny_fast.bundle(model, read_tokenizer(tokenizer), runs, output)
             print_result(str(output))
     return 0
+
+
+def _refuse(given: Mapping[str, Any], flags: Collection[str], where: str) -> None:
+    """Raises ArgumentError for one of these flags."""
+    for name in sorted(given.keys() & set(flags)):
+        raise ArgumentError(f"--{name} means nothing {where}")
 
 
 def _check(stages: tuple[str, ...], given: Mapping[str, Any], runs: Path, output: Path) -> None:

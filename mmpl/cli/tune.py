@@ -171,18 +171,21 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
 
     import torch
 
+    from mmpl.train.wan_loss import check_clips
+
     torch.set_num_threads(given.get("threads", cores()))
     device = given.get("device", "cpu")
     if "plan" not in given:
         training.require_device(device)
     plan = _plan(given, trains, tuning, device)
-    clips = _open_clips(given["data"]) if "data" in given else None
+    clips = open_clips(given["data"]) if "data" in given else None
     if clips is not None:
-        _check_clips(clips, found, tuning)
+        check_made(clips, found)
+        check_clips(clips, found.configs.dit, tuning.groups().frames)
     if "plan" in given:
         _print_memory(given, found, plan, clips)
         return
-    with _joined(device) as world:
+    with joined(device) as world:
         console.quiet = not world.leads
         transformer = _begin(found, model, runs, trains)
         if clips is None or trains == "none":
@@ -234,7 +237,7 @@ def _learn(
 
 
 @contextmanager
-def _joined(device: str) -> Iterator[World]:
+def joined(device: str) -> Iterator[World]:
     """The processes that torchrun started, if it did."""
     import torch
     import torch.distributed as dist
@@ -254,16 +257,22 @@ def _joined(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def require_clips(folder: str) -> None:
+    """Raises InputError where there is no such folder."""
+    if not os.path.isdir(folder):
+        raise InputError(
+            "no such folder of encoded clips",
+            where=printable(folder),
+            todo="make it with `mmpl-train encode`",
+        )
+
+
 def _check(given: Mapping[str, Any], trains: str, runs: Path) -> None:
     """What can be refused before anything is loaded."""
     if "data" not in given and trains != "none" and "plan" not in given:
         raise ArgumentError("--data is missing", todo="give the folder that `encode` wrote")
-    if "data" in given and not os.path.isdir(given["data"]):
-        raise InputError(
-            "no such folder of encoded clips",
-            where=printable(given["data"]),
-            todo="make it with `mmpl-train encode`",
-        )
+    if "data" in given:
+        require_clips(given["data"])
     if given.get("attention") == "flex" and given.get("device", "cpu") == "cpu":
         raise ArgumentError(
             "FlexAttention is for GPUs", got="--device cpu", todo="leave --attention out"
@@ -299,16 +308,15 @@ def _recipe(given: Mapping[str, Any]) -> Recipe:
     return replace(TEACHER_FORCING, **changed)
 
 
-def _open_clips(folder: str) -> Clips:
+def open_clips(folder: str) -> Clips:
+    """The clips that `encode` wrote to a folder. Raises InputError."""
     from mmpl.train.encoded import EncodedClips
 
     return EncodedClips(folder)
 
 
-def _check_clips(clips: Clips, found: ModelFolder, tuning: Tuning) -> None:
-    """Raises InputError for clips that are not this model's, as far as is known before loading."""
-    from mmpl.train.wan_loss import check_clips
-
+def check_made(clips: Clips, found: ModelFolder) -> None:
+    """Raises InputError for clips that another model's VAE or text encoder made."""
     for part in ("vae", "text", "tokenizer"):
         made, own = clips.made.get(part), found.digests.get(part)
         if made and own and made != own:
@@ -318,7 +326,15 @@ def _check_clips(clips: Clips, found: ModelFolder, tuning: Tuning) -> None:
                 wanted=own[:12],
                 todo="encode them with this model",
             )
-    check_clips(clips, found.configs.dit, tuning)
+
+
+def latent_size(found: ModelFolder, clips: Clips | None) -> tuple[int, int]:
+    """Height and width of the clips' latents, without clips of those of the model's own size."""
+    if clips is not None:
+        height, width = clips.latents(0).shape[2:]
+        return height, width
+    stride = found.configs.vae.spatial_stride
+    return found.defaults.height // stride, found.defaults.width // stride
 
 
 def _print_memory(
@@ -327,14 +343,10 @@ def _print_memory(
     """The plan for one segment at a time; without clips for those of the model's own size."""
     from mmpl.train.wan_run import plan_of_memory
 
-    stride = found.configs.vae.spatial_stride
-    height, width = found.defaults.height // stride, found.defaults.width // stride
-    if clips is not None:
-        height, width = clips.latents(0).shape[2:]
     memory = plan_of_memory(
         found.configs.dit,
         plan,
-        (height, width),
+        latent_size(found, clips),
         shards=given["plan"] if plan.shard else 1,
         checkpointing="checkpointing" in given,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Group, Layout
 
 GIVEN = "given"  # the group of pinned frames
@@ -26,3 +27,14 @@ def with_given(layout: Layout, frames: Collection[int]) -> Layout:
         own = tuple(frame for frame in group.frames if frame not in parts)
         groups.append(replace(group, frames=own, sees=tuple(sorted(parts.union(group.sees)))))
     return replace(layout, groups=tuple(groups))
+
+
+def require_whole(layout: Layout, frames: Collection[int]) -> None:
+    """Raises ArgumentError unless `frames` can be given without a change of the layout: they are
+    groups of their own."""
+    if with_given(layout, frames) is not layout:
+        raise ArgumentError(
+            "segments of this layout cannot begin with given frames",
+            got=layout.name,
+            wanted=f"one with latent frames {', '.join(map(str, frames))} in groups of their own",
+        )

@@ -7,6 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def mean_of(parts: Sequence[Callable[[], Tensor]], weights: Sequence[Tensor]) -> Tensor:
+    """The mean of the scalars that `parts` compute, to be differentiated once, by `weights`: one
+    graph in memory at a time, unless weights are sharded. FSDP takes gradients where it gathers
+    weights, not where they are given to it."""
+    share = [lambda part=part: part() / len(parts) for part in parts]
+    if len(parts) == 1 or any(isinstance(weight, DTensor) for weight in weights):
+        return torch.stack([part() for part in share]).sum()
+    return summed(share, weights)
 
 
 def summed(parts: Iterable[Callable[[], Tensor]], weights: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from mmpl.errors import ArgumentError
 from mmpl.train.loop import Guard, Progress, Side, Step, Told, run_steps
 from mmpl.train.recipe import Recipe
 from mmpl.train.state import Weights, begin
+from mmpl.train.world import ALONE, World
 
 Metrics = dict[str, float]
 
@@ -91,7 +92,7 @@ class Turn:
 TurnsOf = Callable[[Weights, Weights], Callable[[int], Turn]]  # generator, critic -> step -> Turn
 
 
-def distil(
+def distil(  # noqa: PLR0913
     generator: Weights,
     critic: Weights,
     turns_of: TurnsOf,
@@ -101,11 +102,13 @@ def distil(
     setting: Mapping[str, object] = MappingProxyType({}),
     save_every: int = 10,
     report_every: int = 5,
+    world: World = ALONE,
 ) -> Generator[Progress, None, None]:
     """Distils into the folder `run`, resuming what is there; yields progress.
 
     `turns_of` is called once, with the weights that are updated in place. The folder and what is
-    raised are those of `mmpl.train.loop.train`; `averaged_weights` reads the generator's average.
+    raised are those of `mmpl.train.loop.train`, as is what several processes do; `averaged_weights`
+    reads the generator's average.
     """
     states = {
         "": begin(generator, recipe.generator),
@@ -113,7 +116,7 @@ def distil(
     }
     guard = Guard(run)
     leader, follower = (
-        Side(own, moves, guard, of=f" of the {name}")
+        Side(own, moves, guard, world, of=f" of the {name}")
         for own, moves, name in zip(
             states.values(), (recipe.generator, recipe.critic), ("generator", "critic")
         )
@@ -127,6 +130,7 @@ def distil(
             for update in range(recipe.critic_updates):
                 told, _ = follower.descend_(turn.critic(update), {}, step)
                 errors.append(told["loss"])
+            follower.state.drop_gradients()  # they would lie beside the generator's
             told, size = leader.descend_(*turn.generator(), step)
             told["critic"] = sum(errors) / len(errors)
             return told, {"gradient_norm": size}
@@ -142,4 +146,5 @@ def distil(
         save_every=save_every,
         report_every=report_every,
         guard=guard,
+        world=world,
     )

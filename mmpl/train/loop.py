@@ -82,7 +82,8 @@ def train(  # noqa: PLR0913
 
     In several processes each calls this with its own `world` and a loss of its own share of the
     batch; gradients, losses and metrics are averaged. Weights that are DTensors (see
-    `mmpl.train.parallel`) stay sharded and are trained in place, all others are replicated.
+    `mmpl.train.parallel`) stay sharded, all others are replicated. Those that require gradients
+    already are trained in place, of the others copies.
 
     Raises ArgumentError when the folder belongs to another recipe or setting, or is in use,
     InputError for a damaged state, OutputError, and NumericError on a loss, gradient or weight that

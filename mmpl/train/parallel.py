@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +34,41 @@ from mmpl.wan.dit_params import BlockParams
 from mmpl.wan.ops import Precision
 from mmpl.wan.params import to_flat
 
+Value = TypeVar("Value")
+
+
+class Within(Protocol):
+    """Does something with a network's parameters, which may be read nowhere else."""
+
+    def __call__(self, action: Callable[[], Value], /) -> Value: ...
+
+
+def plainly(action: Callable[[], Value]) -> Value:
+    """The `Within` of parameters that are always there."""
+    return action()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
     """A transformer about to be trained.
 
     `start`: the trained weights, for `train`. `params_of`: all parameters, from the weights that
-    `train` hands to a loss. `engine`: to be used with them. `around`: what a loss must be wrapped
-    in before `train` gets it.
+    `train` hands to a loss. `engine`: to be used with them. `within`: where they may be used.
     """
 
     start: Weights
     params_of: Callable[[Weights], DiTParams]
     engine: Engine
-    around: Callable[[LossOf], LossOf]
+    within: Within = plainly
+
+    def around(self, loss_of: LossOf) -> LossOf:
+        """The loss as `train` must get it, from one that uses the parameters freely."""
+
+        def within(weights: Weights) -> Loss:
+            loss = loss_of(weights)
+            return lambda step: self.within(lambda: loss(step))
+
+        return within
 
 
 def whole(
@@ -57,11 +78,11 @@ def whole(
     engine: Engine = DEFAULT_ENGINE,
 ) -> Network:
     """The network with every weight in every process. `flat`: official keys; `trained`: those of
-    them that training moves, as float32 whatever they are stored as. ArgumentError for others."""
-    start = _chosen(flat, trained)
-    return Network(
-        start, lambda w: dit_from_flat({**flat, **w}, config), engine, lambda loss_of: loss_of
-    )
+    them that training moves, as float32 copies whatever they are stored as. ArgumentError for
+    others."""
+    start = {n: t.detach().clone().requires_grad_() for n, t in _chosen(flat, trained).items()}
+    frozen = {name: tensor for name, tensor in flat.items() if name not in start}
+    return Network(start, lambda w: dit_from_flat({**frozen, **w}, config), engine)
 
 
 def sharded(
@@ -90,15 +111,8 @@ def sharded(
     official = {id(tensor): name for name, tensor in to_flat(params).items()}
     start = {official[key]: weight for key, weight in root.held() if official[key] in chosen}
 
-    def around(loss_of: LossOf) -> LossOf:
-        def within(weights: Weights) -> Loss:
-            loss = loss_of(weights)
-            return lambda step: root(loss, step)
-
-        return within
-
     engine = replace(engine, block_fn=_called(engine.block_fn), text_fn=_text_called(engine))
-    return Network(start, lambda _: cast("DiTParams", root), engine, around)
+    return Network(start, lambda _: cast("DiTParams", root), engine, root)
 
 
 class _Shell(nn.Module):
@@ -147,12 +161,12 @@ class _Block(_Shell):
 
 
 class _Root(_Shell):
-    """The whole network. Calling it runs a step of a loss, with what no block holds gathered."""
+    """The whole network. Calling it does something with what no block holds gathered."""
 
     blocks: nn.ModuleList
 
-    def forward(self, loss: Loss, step: int) -> tuple[Tensor, dict[str, float]]:
-        return loss(step)
+    def forward(self, action: Callable[[], Value]) -> Value:
+        return action()
 
 
 def _called(block_fn: BlockFn) -> BlockFn:

@@ -54,7 +54,7 @@ def open_memory(reader: Reader, layout: Layout, latent_size: tuple[int, int]) ->
     cache = kv_allocate(
         reader.config,
         batch=keys.shape[1],
-        slots=slots.slots,
+        slots=slots.stored,
         frame_tokens=reader.config.frame_tokens(*latent_size),
         dtype=keys.dtype,
         device=keys.device,

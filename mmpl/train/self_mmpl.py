@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -22,7 +23,9 @@ from mmpl.errors import ArgumentError
 from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import bidirectional_window, by_name
 from mmpl.layout.timeline import chain_of
+from mmpl.train.accumulate import mean_of
 from mmpl.train.distil import Metrics, Turn, TurnsOf
+from mmpl.train.parallel import Network, Within, plainly
 from mmpl.train.rollout import Latents, Noise, Reader, few_steps, open_memory, read, roll_out, stack
 from mmpl.train.state import Weights
 from mmpl.train.teacher_forcing import Lesson, taught_flow
@@ -88,7 +91,7 @@ class Draw(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class Teacher:
     """The real score network, and what goes with it: the text to lead away from, and the VAE, in
-    whose latents [C, H, W] all of it happens."""
+    whose latents [C, H, W] all of it happens. Its parameters are used `within` something."""
 
     params: DiTParams
     config: DiTConfig
@@ -96,6 +99,7 @@ class Teacher:
     vae: vae.VAEParams
     vae_config: VAEConfig
     latent_shape: tuple[int, int, int]
+    within: Within = plainly
 
 
 def scores_of(layout: str) -> ScoresOf:
@@ -115,14 +119,34 @@ def self_mmpl(
     matching: Matching,
     *,
     engine: Engine = DEFAULT_ENGINE,
+    networks: tuple[Network, Network] | None = None,
+    share: Sequence[int] | None = None,
 ) -> TurnsOf:
     """The turns for `mmpl.train.distil.distil` of two transformers in official keys: a generator of
-    this config and a critic of the teacher's."""
+    this config and a critic of the teacher's. `networks` hold both where they are not whole.
+
+    By default all clips of a step are made together. With `share` this process makes those of
+    these numbers, one after the other, each from randomness of its own, so that several processes
+    make what one would; only layout, exit step and way to begin are then common to a step. Raises
+    ArgumentError if such clips are to be kept from the critic to the generator.
+    """
+    if share is not None and not matching.fresh:
+        raise ArgumentError("clips that are made one by one cannot be kept", wanted="fresh")
 
     def turns_of(generator: Weights, critic: Weights) -> Callable[[int], Turn]:
-        student = dit_from_flat(generator, config)
-        fake = dit_from_flat(critic, teacher.config)
-        game = _Game(teacher, student, config, fake, draw, matching, engine)
+        student, fake = networks or (
+            Network(generator, partial(dit_from_flat, config=config), engine),
+            Network(critic, partial(dit_from_flat, config=teacher.config), engine),
+        )
+        game = _Game(
+            teacher,
+            _Player(generator, student.params_of(generator), config, student.within),
+            _Player(critic, fake.params_of(critic), teacher.config, fake.within),
+            draw,
+            matching,
+            engine,
+            (None,) if share is None else tuple(share),
+        )
         return lambda step: _turn(game, step)
 
     return turns_of
@@ -138,20 +162,35 @@ def matching_loss(x: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Player:
+    """A network that learns."""
+
+    weights: Weights
+    params: DiTParams
+    config: DiTConfig
+    within: Within
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Game:
-    """Who plays, and by which rules."""
+    """Who plays, and by which rules. `numbers` of the clips to make one by one; None: all."""
 
     teacher: Teacher
-    student: DiTParams
-    student_config: DiTConfig
-    fake: DiTParams
+    student: _Player
+    fake: _Player
     draw: Draw
     matching: Matching
     engine: Engine
+    numbers: tuple[int | None, ...]
 
     def score(self, params: DiTParams, texts: Sequence[Tensor]) -> Reader:
         """One of the score networks, having read the texts."""
         return read(params, self.teacher.config, texts, self.engine)
+
+    def mean(self, player: _Player, loss: Callable[[int | None], Tensor]) -> Tensor:
+        """Of a player's losses of all clips, one by one."""
+        parts = [partial(loss, number) for number in self.numbers]
+        return player.within(lambda: mean_of(parts, list(player.weights.values())))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,33 +212,53 @@ class _Clips:
 
 def _turn(game: _Game, step: int) -> Turn:
     """A shared rollout is kept with its graph, which the critic's updates do not touch."""
-    matching = game.matching
-    kept = None if matching.fresh else _rolled_out(game, step, 0)
+    kept = None if game.matching.fresh else _rolled_out(game, step, 0, None)
 
     def critic(update: int) -> Tensor:
-        if kept is not None:
-            return _critic_loss(game, kept, step, update)
-        with torch.no_grad():
-            clips = _rolled_out(game, step, update + 1)
-        return _critic_loss(game, clips, step, update)
+        def loss(number: int | None) -> Tensor:
+            clips = kept
+            if clips is None:
+                with torch.no_grad():
+                    clips = game.student.within(lambda: _rolled_out(game, step, update + 1, number))
+            return _critic_loss(game, clips, [step, CRITIC, update, *_key(number)])
+
+        return game.mean(game.fake, loss)
 
     def generator() -> tuple[Tensor, Metrics]:
-        return _generator_loss(game, kept or _rolled_out(game, step, 0), step)
+        apart: list[float] = []
+
+        def loss(number: int | None) -> Tensor:
+            clips = kept or _rolled_out(game, step, 0, number)
+            value, distance = _generator_loss(game, clips, [step, GENERATOR, *_key(number)])
+            apart.append(distance)
+            return value
+
+        return game.mean(game.student, loss), {"apart": sum(apart) / len(apart)}
 
     return Turn(critic, generator)
 
 
-def _rolled_out(game: _Game, step: int, part: int) -> _Clips:
-    """Clips of the student; layout, exit step and way to begin are drawn once for all of them."""
+def _key(number: int | None) -> tuple[int, ...]:
+    return () if number is None else (1 + number,)
+
+
+def _rolled_out(game: _Game, step: int, part: int, number: int | None) -> _Clips:
+    """Clips of the student, all or that of this number; layout, exit step and way to begin are
+    drawn once for all of them, so that all processes pass through the same blocks."""
     matching = game.matching
     rng = np.random.default_rng([matching.seed, step, ROLLOUT, part])
     odds = np.array([share for _, share in matching.layouts])
     layout = by_name(matching.layouts[rng.choice(len(odds), p=odds / odds.sum())][0])
     exit_step = int(rng.integers(matching.steps))
     handed_over = rng.random() < matching.own_seeds
-    batch = game.draw(rng, matching.batch, layout)
-    reader = read(game.student, game.student_config, batch.texts, game.engine)
-    noise = _noise(game, rng, len(batch.texts))
+    own, count = rng, matching.batch
+    if number is not None:
+        own = np.random.default_rng([matching.seed, step, ROLLOUT, part, *_key(number)])
+        count = 1
+    batch = game.draw(own, count, layout)
+    student = game.student
+    reader = read(student.params, student.config, batch.texts, game.engine)
+    noise = _noise(game, own, len(batch.texts))
     given = batch.given
     if handed_over:
         for _ in range(int(rng.integers(1, matching.hand_overs + 1))):
@@ -251,7 +310,7 @@ def _noise(game: _Game, rng: np.random.Generator, count: int) -> Noise:
     """Noise of groups in the order of a rollout, drawn on the CPU: the same on every device."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     channels, rows, columns = game.teacher.latent_shape
-    device = game.student.head.head.weight.device
+    device = game.student.params.head.head.weight.device
 
     def noise(group: Group, step: int) -> Tensor:
         shape = (count, channels, len(group.frames), rows, columns)
@@ -260,26 +319,33 @@ def _noise(game: _Game, rng: np.random.Generator, count: int) -> Noise:
     return noise
 
 
-def _critic_loss(game: _Game, clips: _Clips, step: int, update: int) -> Tensor:
+def _critic_loss(game: _Game, clips: _Clips, purpose: list[int]) -> Tensor:
     """Flow matching on what the generator made."""
     x_BCTHW = clips.scored_BCTHW.detach()
-    sigma_B, noise_BCTHW = _noised(game, x_BCTHW, [step, CRITIC, update])
-    flow_BCTHW = _flow(game, game.score(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
+    sigma_B, noise_BCTHW = _noised(game, x_BCTHW, purpose)
+    fake = game.score(game.fake.params, clips.texts)
+    flow_BCTHW = _flow(game, fake, clips, sigma_B, noise_BCTHW)
     return F.mse_loss(flow_BCTHW, noise_BCTHW - x_BCTHW)
 
 
-def _generator_loss(game: _Game, clips: _Clips, step: int) -> tuple[Tensor, Metrics]:
+def _generator_loss(game: _Game, clips: _Clips, purpose: list[int]) -> tuple[Tensor, float]:
+    """The loss, and how far the scores' predictions are apart, in units of the clips' distance."""
     x_BCTHW = clips.scored_BCTHW
-    sigma_B, noise_BCTHW = _noised(game, x_BCTHW, [step, GENERATOR])
+    sigma_B, noise_BCTHW = _noised(game, x_BCTHW, purpose)
+
+    def fake_flow() -> Tensor:
+        fake = game.score(game.fake.params, clips.texts)
+        return _flow(game, fake, clips, sigma_B, noise_BCTHW)
+
     with torch.no_grad():
         level = sigma_B.view(-1, 1, 1, 1, 1)
         noisy_BCTHW = torch.lerp(x_BCTHW, noise_BCTHW, level)
-        v_BCTHW = _flow(game, game.score(game.fake, clips.texts), clips, sigma_B, noise_BCTHW)
+        v_BCTHW = game.fake.within(fake_flow)
         fake_BCTHW = x0_from_flow(v_BCTHW, noisy_BCTHW, level)
-        v_BCTHW = _guided_flow(game, clips, sigma_B, noise_BCTHW)
+        v_BCTHW = game.teacher.within(lambda: _guided_flow(game, clips, sigma_B, noise_BCTHW))
         real_BCTHW = x0_from_flow(v_BCTHW, noisy_BCTHW, level)
         apart = (fake_BCTHW - real_BCTHW).abs().mean() / (x_BCTHW - real_BCTHW).abs().mean()
-    return matching_loss(x_BCTHW, real_BCTHW, fake_BCTHW), {"apart": apart.item()}
+    return matching_loss(x_BCTHW, real_BCTHW, fake_BCTHW), apart.item()
 
 
 def _guided_flow(game: _Game, clips: _Clips, sigma_B: Tensor, noise_BCTHW: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class State:
 
 
 def begin(start: Weights, recipe: Recipe, *, averaged: bool = True) -> State:
-    """The state before the first step: copies of the weights, or sharded weights as they are."""
+    """The state before the first step: copies of the weights, but those that require gradients
+    already, as sharded ones do, as they are."""
     if not start:
         raise ArgumentError("no weights to train")
     sharded = any(isinstance(weight, DTensor) for weight in start.values())
@@ -64,7 +65,7 @@ def begin(start: Weights, recipe: Recipe, *, averaged: bool = True) -> State:
             todo="use AdamW alone (matrix_rate None), or replicate the weights",
         )
     weights = {
-        name: weight if isinstance(weight, DTensor) else weight.detach().clone().requires_grad_()
+        name: weight if weight.requires_grad else weight.detach().clone().requires_grad_()
         for name, weight in start.items()
     }
     by_muon = recipe.matrix_rate is not None

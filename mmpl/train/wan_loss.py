@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mmpl.errors import ArgumentError, InputError
 from mmpl.layout.mask import released_i2v_mask
-from mmpl.train.accumulate import summed
+from mmpl.train.accumulate import mean_of
 from mmpl.train.loop import Loss, LossOf, Weights
 from mmpl.train.teacher_forcing import Lesson, lesson, masked_lesson, taught_flow
 from mmpl.train.tuning import RELEASED_I2V, Tuning
@@ -184,7 +184,7 @@ def tuning_loss(
             got=f"{tuning.batch} segments for {world} processes",
             wanted=f"a multiple of {world}",
         )
-    check_clips(clips, config, tuning)
+    check_clips(clips, config, tuning.groups().frames)
     own = range(rank, tuning.batch, world)
 
     def loss_of(weights: Weights) -> Loss:
@@ -202,12 +202,9 @@ def tuning_loss(
                 batch = _batch([draw(shared, step, number, clips)], clips, device)
                 losses_BT = frame_losses(params, shared, batch)
                 seen.append(losses_BT.detach())
-                return losses_BT.mean() / len(own)
+                return losses_BT.mean()
 
-            parts = [lambda n=number: part(n) for number in own]
-            # FSDP takes gradients where it gathers weights, not where they are given to it.
-            whole = len(own) == 1 or any(isinstance(leaf, DTensor) for leaf in leaves)
-            value = torch.stack([p() for p in parts]).sum() if whole else summed(parts, leaves)
+            value = mean_of([partial(part, number) for number in own], leaves)
             return value, _by_group(tuning, torch.cat(seen))
 
         return loss
@@ -215,11 +212,12 @@ def tuning_loss(
     return loss_of
 
 
-def check_clips(clips: Clips, config: DiTConfig, tuning: Tuning) -> None:
-    """Raises InputError unless there are clips, and the first one fits the network and layout."""
+def check_clips(clips: Clips, config: DiTConfig, frames: int) -> None:
+    """Raises InputError unless there are clips, and the first one fits the network and has so many
+    latent frames."""
     if not len(clips):
         raise InputError("there are no clips to learn from")
-    z_CTHW, frames = clips.latents(0), tuning.groups().frames
+    z_CTHW = clips.latents(0)
     patch = config.patch_size[1:]
     texts = [clips.negative, *(clips.text(0, kind) for kind in KINDS)]
     wanted = f"{config.in_dim} x {frames} x multiples of {patch[0]} and {patch[1]}"

@@ -6,19 +6,20 @@ weights stay there, and are put together with the trained ones at the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmpl.checkpoint.bundle import Transformer
 from mmpl.checkpoint.write import write_transformer
 from mmpl.errors import CheckpointError
-from mmpl.train.loop import Progress, Recipe, Weights, train
+from mmpl.train.loop import Progress, Recipe, train
 from mmpl.train.memory import MemoryPlan, memory_plan
 from mmpl.train.origin import origin_of
-from mmpl.train.parallel import sharded, whole
+from mmpl.train.parallel import Network, sharded, whole
 from mmpl.train.state import averaged_weights, last_weights
 from mmpl.train.trainable import trained
 from mmpl.train.tuning import Tuning
@@ -26,7 +27,7 @@ from mmpl.train.wan_loss import Clips, samples_of, teaching, tuning_loss
 from mmpl.train.world import ALONE, World
 from mmpl.wan.config import DiTConfig
 from mmpl.wan.dit import DEFAULT_ENGINE, Engine, dit_cast, dit_from_flat, dit_shapes
-from mmpl.wan.ops import Precision, natural_precision
+from mmpl.wan.ops import FLOAT32, natural_precision
 from mmpl.wan.params import to_flat
 
 
@@ -59,12 +60,15 @@ def tune(
     Trained weights are held in float32, the frozen ones as passes read them. Raises what `train`
     and `tuning_loss` do.
     """
-    names = trained(plan.trains, transformer.flat)
-    precision = natural_precision(plan.dtype)
-    flat = _as_used(transformer, names, precision, device)
-    given = (flat, transformer.config, names)
-    engine = replace(engine, precision=precision)
-    network = sharded(*given, world, engine) if plan.shard else whole(*given, engine)
+    engine = replace(engine, precision=natural_precision(plan.dtype))
+    network = network_of(
+        transformer,
+        trained(plan.trains, transformer.flat),
+        device=device,
+        engine=engine,
+        world=world,
+        shard=plan.shard,
+    )
     loss = tuning_loss(
         transformer.config,
         network.params_of,
@@ -92,6 +96,28 @@ def tune(
         samples_of=samples_of(clips, plan.tuning),
         world=world,
     )
+
+
+def network_of(
+    transformer: Transformer,
+    names: Collection[str],
+    *,
+    device: str,
+    engine: Engine,
+    world: World,
+    shard: bool,
+) -> Network:
+    """A stored transformer on the device, about to be trained: the weights `names` in float32, the
+    others as passes of the engine's precision read them, spread over the processes if `shard`."""
+    flat, masters, config = transformer.flat, set(names), transformer.config
+    read: Mapping[str, Tensor] = {}
+    if masters < flat.keys():
+        read = to_flat(dit_cast(dit_from_flat(flat, config), engine.precision or FLOAT32))
+    used = {name: flat[name].float() if name in masters else read[name] for name in flat}
+    if shard:  # which moves block after block to the device, where no network may fit whole
+        return sharded(used, config, names, world, engine)
+    used = {name: tensor.to(device) for name, tensor in used.items()}
+    return whole(used, config, names, engine)
 
 
 def export(run: Path, transformer: Transformer, path: str | Path, *, raw: bool = False) -> int:
@@ -135,15 +161,3 @@ def plan_of_memory(
         frozen=plan.dtype,
         checkpointing=checkpointing,
     )
-
-
-def _as_used(
-    transformer: Transformer, names: Collection[str], precision: Precision, device: str
-) -> Weights:
-    """All weights on the device: the trained `names` in float32, the others as passes read them."""
-    flat, masters = transformer.flat, set(names)
-    read = to_flat(dit_cast(dit_from_flat(flat, transformer.config), precision))
-    return {
-        name: flat[name].to(device, torch.float32) if name in masters else leaf.to(device)
-        for name, leaf in read.items()
-    }

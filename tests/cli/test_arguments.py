@@ -41,7 +41,7 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("name", ["lightx2v", "self_forcing"])
+@pytest.mark.parametrize("name", ["lightx2v", "self_forcing", "self_mmpl"])
 def test_distilled_models_are_declared(name: str) -> None:
     """Self-Forcing's own steps, as its program is told them; flags beside it win."""
     given = parse(["--distilled", name])

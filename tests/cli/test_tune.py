@@ -55,7 +55,7 @@ def _in_a_folder_of_its_own(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "clips").mkdir()
     (tmp_path / "small").symlink_to(bundle)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tune, "_open_clips", lambda _: FakeClips(CONFIGS.dit))
+    monkeypatch.setattr(tune, "open_clips", lambda _: FakeClips(CONFIGS.dit))
 
 
 def call(command: str) -> int:
@@ -114,7 +114,7 @@ def test_help(capfd: Capture, verb: str) -> None:
 def test_clips_of_another_model(
     capfd: Capture, monkeypatch: pytest.MonkeyPatch, clips: FakeClips, code: int, words: str
 ) -> None:
-    monkeypatch.setattr(tune, "_open_clips", lambda _: clips)
+    monkeypatch.setattr(tune, "open_clips", lambda _: clips)
     assert call(USUAL) == code
     assert words in capfd.readouterr().err
     assert not Path("runs").exists()
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_a_number_names_its_clips(
         def latents(self, index: int, /) -> torch.Tensor:
             return super().latents(index) * (float("nan") if index == 1 else 1.0)
 
-    monkeypatch.setattr(tune, "_open_clips", lambda _: Spoiled(CONFIGS.dit, 2))
+    monkeypatch.setattr(tune, "open_clips", lambda _: Spoiled(CONFIGS.dit, 2))
     assert call(f"{USUAL} --steps 1") == 7
     err = capfd.readouterr().err
     assert "the loss is not finite" in err
@@ -226,7 +226,7 @@ def test_the_plan_of_memory(capfd: Capture) -> None:
 
 def test_from_clips_to_a_film(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is a stand-in here but the size of the model."""
-    monkeypatch.setattr(tune, "_open_clips", EncodedClips)
+    monkeypatch.setattr(tune, "open_clips", EncodedClips)
     threads = f"--threads {torch.get_num_threads()}"
     assert call(f"encode --data procedural:2 --output shards --model_path small {threads}") == 0
     assert call(f"tune {SMALL} --data shards --batch 2 --steps 1") == 0
@@ -240,7 +240,7 @@ def test_from_clips_to_a_film(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -
 def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     found = check_folder(EMBEDDED_MODEL)
     clips = FakeClips(found.configs.dit, 2)
-    monkeypatch.setattr(tune, "_open_clips", lambda _: clips)
+    monkeypatch.setattr(tune, "open_clips", lambda _: clips)
     threads = f"--threads {torch.get_num_threads()}"
     assert call(f"tune --data clips --batch 1 --steps 3 --learning_rate 1e-3 {threads}") == 0
     assert call("export --output a.safetensors") == 0

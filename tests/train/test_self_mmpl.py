@@ -244,9 +244,9 @@ def test_shared_rollouts_are_made_once(teacher: Teacher, monkeypatch: pytest.Mon
     for fresh in (True, False):
         made: list[int] = []
 
-        def noted(game: object, step: int, part: int, made: list[int] = made) -> object:
+        def noted(game: object, step: int, part: int, number: None, made: list = made) -> object:
             made.append(part)
-            return whole(game, step, part)  # type: ignore[arg-type]
+            return whole(game, step, part, number)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "_rolled_out", noted)
@@ -258,6 +258,34 @@ def test_shared_rollouts_are_made_once(teacher: Teacher, monkeypatch: pytest.Mon
             turn.generator()
         counts[fresh] = made
     assert counts == {True: [1, 2, 0], False: [0]}
+
+
+def test_clips_made_one_by_one_are_the_same_in_any_process(teacher: Teacher) -> None:
+    """Each of its own randomness; layout, exit step and way to begin are those of the step."""
+    matching = replace(MATCHING, batch=3, layouts=(("mmpl_t2v", 0.5), ("mmpl_i2v", 0.5)))
+
+    def drawn(*share: int) -> list[tuple[float, str, int]]:
+        seen: list[tuple[float, str, int]] = []
+
+        def noted(rng: np.random.Generator, count: int, layout: Layout) -> Batch:
+            seen.append((rng.random(), layout.name, count))
+            return draw(rng, count, layout)
+
+        turns = self_mmpl(teacher, CONFIGS.dit, noted, matching, share=share)(learning(), start())
+        for step in range(3):
+            turns(step).generator()
+        return seen
+
+    together, alone = drawn(0, 1, 2), drawn(1)
+    assert alone == together[1::3]
+    assert len({key for key, _, _ in together}) == 9
+    assert {count for _, _, count in together} == {1}
+    assert all(len({name for _, name, _ in together[i : i + 3]}) == 1 for i in (0, 3, 6))
+
+
+def test_clips_made_one_by_one_cannot_be_kept(teacher: Teacher) -> None:
+    with pytest.raises(ArgumentError, match="cannot be kept"):
+        self_mmpl(teacher, CONFIGS.dit, draw, replace(MATCHING, fresh=False), share=(0,))
 
 
 # ---------------------------------------------------------------------------------- matching

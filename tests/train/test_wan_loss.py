@@ -221,9 +221,9 @@ def test_a_batch_that_cannot_be_shared() -> None:
 )
 def test_clips_that_do_not_fit(clips: FakeClips, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        check_clips(clips, CONFIG, Tuning())
+        check_clips(clips, CONFIG, 21)
 
 
 def test_captions_that_are_too_long() -> None:
     with pytest.raises(InputError, match="got text 5 x 16; wanted at most 4 x 16"):
-        check_clips(CLIPS, replace(CONFIG, text_len=4), Tuning())
+        check_clips(CLIPS, replace(CONFIG, text_len=4), 21)
