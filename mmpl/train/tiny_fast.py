@@ -134,7 +134,7 @@ def train_match(
 
 
 def bundle(model: Model, tokenizer_json: str, runs: Path, folder: Path) -> dict[str, str]:
-    """Writes the averaged weights of the last stage begun as a model folder; returns its digests."""
+    """Writes the averaged weights of the last stage begun as a model folder; returns digests."""
     stage = MATCH if (runs / MATCH / STATE_FILE).exists() else JUMP
     weights: Weights = averaged_weights(runs / stage)[0]
     return write_bundle(
