@@ -35,7 +35,7 @@ def sampling_s(model: Model, duration_s: float) -> tuple[float, float]:
 
 def main() -> None:
     """Prints medians of both bundles and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs=2, type=Path)
     parser.add_argument("--duration", type=float, default=30.0, help="seconds of film")
     parser.add_argument("--repeats", type=int, default=3)
