@@ -32,22 +32,24 @@ if TYPE_CHECKING:
     from mmpl.train.tiny_fast import FastBlueprint
 
 STAGES = ("paths", "jump", "match", "bundle")
+ALL = ("paths", "jump", "bundle")  # of weights/tiny-fast: matching made it no better
 WORK, FILES = "what to do", "files"
 MOST = 10**9
 
 DISTIL = Command(
     name="mmpl-train distil",
     usage="mmpl-train distil [flags]",
-    description="Distils to four steps without guidance (Self-MMPL) a bundle of procedural clips: "
-    "the teacher's trajectories (paths), regression to their ends (jump), distribution matching on "
-    "own rollouts (match), a model folder (bundle). With --data any Wan model or bundle, by "
-    "distribution matching alone, with the paper's settings (Table 8) as defaults; `export` writes "
-    "the result. Resumes where it stopped; stop it with Ctrl-C.",
+    description="Distils to four steps without guidance a bundle of procedural clips: the "
+    "teacher's trajectories (paths), regression to their ends (jump), if asked for distribution "
+    "matching on own rollouts (match, Self-MMPL), a model folder (bundle). With --data any Wan "
+    "model or bundle, by distribution matching alone, with the paper's settings (Table 8) as "
+    "defaults; `export` writes the result. Resumes where it stopped; stop it with Ctrl-C.",
     epilog="Hyphens may stand for underscores. The path of the model folder, or with --data of the "
     "run, is printed on stdout, all else on stderr. Exit codes: as of mmpl-train.",
     groups=(WORK, CLIPS, MOVING, FILES, MACHINE),
     flags=(
-        Flag("stage", WORK, "NAME", f"{', '.join(STAGES)}, or all in this order; not with --data",
+        Flag("stage", WORK, "NAME", f"{', '.join(STAGES)}, or all but match in this order; "
+             "not with --data",
              **one_of(*STAGES, "all"), default="all"),
         Flag("films", WORK, "N", "batches of the teacher's films for `paths`", **whole(1, MOST)),
         Flag("jump_steps", WORK, "N", "how many steps `jump` takes", **whole(1, MOST)),
@@ -81,7 +83,7 @@ def command(argv: list[str], console: Console) -> int:
         return 0
     _refuse(given, {flag.name for flag in FLAGS}, "without --data")
     wanted = given.get("stage", "all")
-    stages = STAGES if wanted == "all" else (wanted,)
+    stages = ALL if wanted == "all" else (wanted,)
     runs = Path(given.get("runs", "runs/tiny-fast"))
     output = Path(given.get("output", runs / "bundle"))
     folder = given.get("model_path", Path(__file__).parents[2] / "weights" / "tiny")

@@ -1,8 +1,9 @@
 """The blueprint of weights/tiny-fast: weights/tiny distilled to four steps without guidance.
 
-    paths of the teacher -> jump (regression to their ends) -> match (Self-MMPL) -> bundle
+    paths of the teacher -> jump (regression to their ends) -> bundle
 
-All in one run folder. Every stage resumes from what the folder holds, and refuses a folder that was
+Between the last two there may be match (Self-MMPL), whose weights are then the bundle's. All in one
+run folder. Every stage resumes from what the folder holds, and refuses a folder that was
 made otherwise. The text encoder and the VAE are the teacher's, unchanged.
 """
 
