@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +9,10 @@ import pytest
 import torch
 
 from mmpl.checkpoint.bundle import check_folder, load_transformer
-from mmpl.cli import distil_wan, gen, train
+from mmpl.cli import distil_wan, gen
 from mmpl.train.wan_distil import Cast
 from tests.cli.conftest import DEFAULTS, PROMPT, ROOT
+from tests.cli.refusals import call, check_nothing_waits_for_torch, check_refused
 from tests.small import CONFIGS, small_dit, small_model, write_small
 from tests.train.encoded import FakeClips
 
@@ -68,39 +65,13 @@ def other_transformer() -> None:
     write_small(Path("other"), replace(small_model(DEFAULTS), dit=small_dit()))
 
 
-def call(command: str) -> int:
-    return train.main(command.split())
-
-
 @pytest.mark.parametrize(("command", "code", "words"), BAD, ids=[case[0] for case in BAD])
 def test_bad_input(capfd: Capture, command: str, code: int, words: str) -> None:
-    before = sorted(os.listdir())
-    assert call(command) == code
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("mmpl-train: error: ")
-    assert words in err
-    assert err.count("\n") == 1
-    assert sorted(os.listdir()) == before
+    check_refused(capfd, command, code, words)
 
 
 def test_none_of_these_waits_for_torch() -> None:
-    script = """
-import json, sys
-from mmpl.cli import train
-codes = [train.main(argv) for argv in json.load(sys.stdin)]
-print(json.dumps([codes, "torch" in sys.modules]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps([command.split() for command, _, _ in BAD]),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    wanted = [code for _, code, _ in BAD]
-    assert json.loads(done.stdout.splitlines()[-1]) == [wanted, False], done.stderr
+    check_nothing_waits_for_torch(BAD)
 
 
 def test_clips_of_another_model(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmpl.cli import train
 from mmpl.media import durable
 from mmpl.train.encoded import EncodedClips
-from tests.cli.conftest import ROOT
+from tests.cli.refusals import call, check_nothing_waits_for_torch, check_refused
 from tests.small import write_small
 from tests.train.videos import greys, write_video
 
@@ -77,41 +74,13 @@ def _folders(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("made", "encoded.json").write_text(json.dumps(made))
 
 
-def call(command: str) -> int:
-    return train.main(command.split())
-
-
 @pytest.mark.parametrize(("command", "code", "words"), BAD, ids=[case[0] for case in BAD])
 def test_bad_input(capfd: Capture, command: str, code: int, words: str) -> None:
-    before = sorted(os.listdir())
-    assert call(command) == code
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("mmpl-train: error: ")
-    assert words in err
-    assert err.count("\n") == 1
-    assert sorted(os.listdir()) == before
+    check_refused(capfd, command, code, words)
 
 
 def test_neither_these_nor_the_list_wait_for_torch() -> None:
-    script = """
-import json, sys
-from mmpl.cli import train
-codes = [train.main(argv) for argv in json.load(sys.stdin)]
-print(json.dumps([codes, "torch" in sys.modules]))
-"""
-    commands = [command.split() for command, _, _ in BAD]
-    commands += [["encode", "--help"], [*DATA.split(), "--list"]]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    wanted = [code for _, code, _ in BAD] + [0, 0]
-    assert json.loads(done.stdout.splitlines()[-1]) == [wanted, False], done.stderr
+    check_nothing_waits_for_torch(BAD, "encode --help", f"{DATA} --list")
 
 
 def test_list(capfd: Capture) -> None:

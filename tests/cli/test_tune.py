@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +11,12 @@ import pytest
 import torch
 
 from mmpl.checkpoint.bundle import check_folder, load_model, load_transformer
-from mmpl.cli import gen, train, tune
+from mmpl.cli import gen, tune
 from mmpl.cli.model import EMBEDDED_MODEL
 from mmpl.train.encoded import EncodedClips
 from mmpl.train.trainable import trained
-from tests.cli.conftest import PROMPT, ROOT
+from tests.cli.conftest import PROMPT
+from tests.cli.refusals import call, check_nothing_waits_for_torch, check_refused
 from tests.small import CONFIGS, small_model, write_small
 from tests.train.encoded import FakeClips
 
@@ -58,40 +56,13 @@ def _in_a_folder_of_its_own(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tune, "open_clips", lambda _: FakeClips(CONFIGS.dit))
 
 
-def call(command: str) -> int:
-    return train.main(command.split())
-
-
 @pytest.mark.parametrize(("command", "code", "words"), BAD, ids=[case[0] for case in BAD])
 def test_bad_input(capfd: Capture, command: str, code: int, words: str) -> None:
-    before = sorted(os.listdir())
-    assert call(command) == code
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("mmpl-train: error: ")
-    assert words in err
-    assert err.count("\n") == 1
-    assert sorted(os.listdir()) == before
+    check_refused(capfd, command, code, words)
 
 
 def test_none_of_these_waits_for_torch() -> None:
-    script = """
-import json, sys
-from mmpl.cli import train
-codes = [train.main(argv) for argv in json.load(sys.stdin)]
-print(json.dumps([codes, "torch" in sys.modules]))
-"""
-    commands = [command.split() for command, _, _ in BAD] + [["tune", "--help"]]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    wanted = [code for _, code, _ in BAD] + [0]
-    assert json.loads(done.stdout.splitlines()[-1]) == [wanted, False], done.stderr
+    check_nothing_waits_for_torch(BAD, "tune --help")
 
 
 @pytest.mark.parametrize("verb", ["tune", "export"])
