@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ from mmpl.errors import ArgumentError, InputError
 from mmpl.layout.given import require_whole
 from mmpl.layout.presets import PRESETS, by_name
 from mmpl.media.durable import check_folder_writable
-from mmpl.train.origin import Origin, begin
 
 if TYPE_CHECKING:
     from mmpl.train.wan_distil import Cast, Plan
@@ -239,11 +237,8 @@ def _cast(
     from mmpl.checkpoint.bundle import load_transformer, load_vae
     from mmpl.train.wan_distil import Cast
 
-    begins = load_transformer(student)
+    begins = training.begun(Path(given.get("runs", RUNS)), student, files, "all")
     teaches = begins if teacher is student else load_transformer(teacher)
-    checkpoint = os.path.abspath(files["checkpoint"]) if "checkpoint" in files else None
-    origin = Origin(os.path.abspath(student.path), checkpoint, begins.digest, "all")
-    begin(Path(given.get("runs", RUNS)), origin)
     return Cast(begins, teaches, *load_vae(student, device=device))
 
 
@@ -255,21 +250,16 @@ def _learn(
     world: World,
     console: Console,
 ) -> None:
-    from mmpl.train.recompute import checkpointed
     from mmpl.train.wan_distil import distil_wan
-    from mmpl.wan.attention import resolve_attention
-    from mmpl.wan.dit import Engine, block
 
     device = given.get("device", "cpu")
-    _, attention = resolve_attention("auto", device, plan.dtype)
-    block_fn = checkpointed(block) if "checkpointing" in given else block
     for progress in distil_wan(
         cast,
         clips,
         Path(given.get("runs", RUNS)),
         plan,
         device=device,
-        engine=Engine(attention=attention, block_fn=block_fn),
+        engine=training.tuning_engine(device, plan.dtype, checkpointing="checkpointing" in given),
         world=world,
         save_every=given.get("save_every", 100),
     ):

@@ -29,7 +29,7 @@ from mmpl.cli.place import place
 from mmpl.cli.shell import Console, cores, print_result, printable
 from mmpl.errors import ArgumentError, InputError
 from mmpl.media.durable import check_folder_writable, check_writable
-from mmpl.train.origin import Origin, begin, origin_of
+from mmpl.train.origin import origin_of
 from mmpl.train.trainable import TRAINS
 from mmpl.train.tuning import LAYOUTS, TIMESTEPS, WEIGHTINGS, Tuning
 
@@ -187,24 +187,13 @@ def _tune(given: Mapping[str, Any], console: Console) -> None:
         return
     with joined(device) as world:
         console.quiet = not world.leads
-        transformer = _begin(found, model, runs, trains)
+        transformer = training.begun(runs, found, model, trains)
         if clips is None or trains == "none":
             console.say("nothing is trained: `mmpl-train export` writes the weights as they are")
         else:
             _learn(given, transformer, clips, plan, world, console)
         if world.leads:
             print_result(str(runs))
-
-
-def _begin(found: ModelFolder, model: Mapping[str, str], runs: Path, trains: str) -> Transformer:
-    """The transformer, and the record of it in the run folder."""
-    from mmpl.checkpoint.bundle import load_transformer
-
-    transformer = load_transformer(found)
-    checkpoint = os.path.abspath(model["checkpoint"]) if "checkpoint" in model else None
-    folder = os.path.abspath(found.path)
-    begin(runs, Origin(folder, checkpoint, transformer.digest, trains))
-    return transformer
 
 
 def _learn(
@@ -216,20 +205,15 @@ def _learn(
     console: Console,
 ) -> None:
     from mmpl.train import wan_run
-    from mmpl.train.recompute import checkpointed
-    from mmpl.wan.attention import resolve_attention
-    from mmpl.wan.dit import Engine, block
 
     device = given.get("device", "cpu")
-    _, attention = resolve_attention("auto", device, plan.dtype)
-    block_fn = checkpointed(block) if "checkpointing" in given else block
     for progress in wan_run.tune(
         transformer,
         clips,
         Path(given.get("runs", "runs/tune")),
         plan,
         device=device,
-        engine=Engine(attention=attention, block_fn=block_fn),
+        engine=training.tuning_engine(device, plan.dtype, checkpointing="checkpointing" in given),
         world=world,
         save_every=given.get("save_every", 100),
     ):
