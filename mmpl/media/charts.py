@@ -148,11 +148,9 @@ def lines(name: str, along: str, found: Sequence[Line]) -> str:
         return _TOP + height * (high - value) / (high - low)
 
     marks = [_level(y(at), f"{at:.3g}", _WIDE_WIDTH) for at in (low, (low + high) / 2, high)]
-    for at in (0.0, right / 2, right):
-        marks.append(
-            f'<text class="tick" x="{x(at):.1f}" y="{_WIDE_HEIGHT - 10}">{at:.3g} {escape(along)}'
-            "</text>"
-        )
+    for at, kind in ((0.0, "tick"), (right / 2, "tick"), (right, "tick last")):
+        where = f'x="{x(at):.1f}" y="{_WIDE_HEIGHT - 10}"'
+        marks.append(f'<text class="{kind}" {where}>{at:.3g} {escape(along)}</text>')
     for number, line in enumerate(found):
         places = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value, _, _ in line.points)
         marks.append(f'<g class="line-{number % LINE_COLOURS}"><polyline points="{places}"/>')

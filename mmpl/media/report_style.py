@@ -78,7 +78,7 @@ svg.gantt { min-width: 680px; }
 svg text { font-size: 11px; fill: var(--faint); font-variant-numeric: tabular-nums; }
 svg .name { font-size: 12px; fill: var(--ink); }
 svg .tick, svg .number { text-anchor: middle; }
-svg .value { text-anchor: end; }
+svg .value, svg .last { text-anchor: end; }
 svg .number { fill: var(--on-bar); font-weight: 600; pointer-events: none; }
 svg .row { fill: var(--row); }
 svg .grid { stroke: var(--line); stroke-width: 1; }
