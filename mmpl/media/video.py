@@ -31,8 +31,8 @@ _MAX_SIDE = 16384  # of the x264 encoder
 _MAX_FPS = 1000
 _CRF_RANGE = (1, 51)  # 0 is lossless, in a profile that most players refuse
 # x264's weighing of frames (mbtree) reads memory nobody wrote in its AVX-512 form, and the same
-# frames are then encoded otherwise each time. This form gives the same bytes everywhere, at 1.1
-# times the time; the instructions are in every x86 processor since 2008.
+# frames are then encoded otherwise each time. This form gives the same bytes each time, at 1.1
+# times the time; its instructions are those of x86-64-v2, of about 2011.
 _SAME_BYTES = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE42"}
 _X86 = ("x86_64", "AMD64")
 

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mmpl.media.charts import KINDS, Bar, Curve, curve, duration, gantt, totals
+from mmpl.media.charts import KINDS, Bar, Curve, Line, curve, duration, gantt, lines, totals
+from mmpl.media.report_style import STYLE
 
 BARS = [
     Bar("plan", "init", 1, 0.0, 1.0),
@@ -125,3 +126,14 @@ def test_short_and_long_films(segments: int) -> None:
     for dot in svg.iter("circle"):
         assert 40 <= float(dot.get("cx", "")) <= 310
         assert 0 <= float(dot.get("cy", "")) <= 150
+
+
+def test_the_last_number_of_an_axis_ends_where_the_axis_does() -> None:
+    """Centred there, half of it would be beyond the page."""
+    line = Line("a", [(1.0, 0.1, 0.0, 0.2), (6.0, 0.3, 0.2, 0.4)])
+    svg = ElementTree.fromstring(lines("x", "segments", [line]))
+    ticks = [text for text in svg.iter("text") if "tick" in text.get("class", "").split()]
+    assert [text.text for text in ticks] == ["0 segments", "3 segments", "6 segments"]
+    assert ["last" in text.get("class", "").split() for text in ticks] == [False, False, True]
+    after_tick = STYLE[STYLE.index("svg .tick") :]
+    assert "svg .last { text-anchor: end; }" in after_tick
