@@ -9,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from mmpl.cli.training import tuning_engine
 from mmpl.layout.presets import mmpl_t2v
 from mmpl.train.memory import counting_saved, memory_plan
 from mmpl.train.recompute import checkpointed
 from mmpl.train.teacher_forcing import lesson
 from mmpl.wan.config import DiTConfig
-from mmpl.wan.dit import Engine, Positions, block, dit, dit_from_flat, dit_shapes, encode_context
+from mmpl.wan.dit import (
+    DiTParams,
+    Engine,
+    Positions,
+    block,
+    dit,
+    dit_from_flat,
+    dit_shapes,
+    encode_context,
+)
 from mmpl.wan.ops import BFLOAT16, FLOAT32, Precision
 from tests.checkpoint.worlds import random_state
 from tests.parity import golden
@@ -59,20 +69,19 @@ def measured(trained: set[str], precision: Precision, *, checkpointing: bool) ->
 
     block_fn = checkpointed(block) if checkpointing else block
     with counting_saved(flat.values()) as count:
-        engine = Engine(precision, block_fn=block_fn)
-        context = encode_context(params, SMALL, [torch.ones(3, SMALL.text_dim)], engine=engine)
-        given = torch.ones(1, SMALL.in_dim, len(FRAMES.positions), 4, 4)
-        t_BT = torch.ones(1, len(FRAMES.positions))
-        dit(params, SMALL, given, t_BT, context, frames=FRAMES, engine=engine)
+        one_pass(params, Engine(precision, block_fn=block_fn))
         total = count()
     if checkpointing:
-        dit(
-            *(params, SMALL, given, t_BT, context),
-            frames=FRAMES,
-            engine=Engine(precision, block_fn=watched),
-        )
+        one_pass(params, Engine(precision, block_fn=watched))
         total += inside[-1]
     return total
+
+
+def one_pass(params: DiTParams, engine: Engine) -> None:
+    context = encode_context(params, SMALL, [torch.ones(3, SMALL.text_dim)], engine=engine)
+    given = torch.ones(1, SMALL.in_dim, len(FRAMES.positions), 4, 4)
+    t_BT = torch.ones(1, len(FRAMES.positions))
+    dit(params, SMALL, given, t_BT, context, frames=FRAMES, engine=engine)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -87,6 +96,19 @@ def test_activations_are_what_autograd_keeps(
     )
     found = measured(trained, precision, checkpointing=checkpointing)
     assert plan.activations == pytest.approx(found, rel=0.2)
+
+
+def test_a_tuning_computes_blocks_again_if_it_is_asked_to() -> None:
+    flat = random_state(dit_shapes(SMALL), 0, scale=0.1)
+    for leaf in flat.values():
+        leaf.requires_grad_()
+    kept = []
+    for checkpointing in (False, True):
+        engine = tuning_engine("cpu", torch.float32, checkpointing=checkpointing)
+        with counting_saved(flat.values()) as count:
+            one_pass(dit_from_flat(flat, SMALL), engine)
+            kept.append(count())
+    assert kept[1] < kept[0] / 3
 
 
 def test_what_the_paper_trained_fits_its_cards() -> None:
