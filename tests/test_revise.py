@@ -70,7 +70,7 @@ def test_a_longer_film(tmp_path: Path) -> None:
 def test_keyframes_kept(tmp_path: Path) -> None:
     model, film = small_model(), film_of(small_model(), REQUEST)
     made(model, tmp_path, REQUEST)
-    request = change(tmp_path, finish(film, tmp_path, {"steps": 3}, {}))
+    request = change(tmp_path, finish(film, tmp_path, {"populate_steps": 3}, {}))
     _, now = made(model, tmp_path, request)
     assert {group for _, group in now} == {"fill_head", "fill_tail"}
 

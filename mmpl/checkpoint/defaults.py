@@ -34,14 +34,17 @@ DISTILLED: dict[str, dict[str, Any]] = {
 class Defaults:
     """Settings of a film; the values here are those of Wan2.1 with an MMPL checkpoint.
 
-    `noise`, `alpha`, `beta`: how a fill's first noise leans on the keyframes' (paper Eq. 14).
-    `layout_t2v`, `layout_i2v`: names of the layouts the model was trained for. `vocabulary`: the
-    words it was taught, empty when it is not limited to any. `examples`: prompts that work.
-    `sizes`: the sizes it can make as "WIDTHxHEIGHT", empty when it is not limited to any.
+    `populate_steps`: of the groups between keyframes, if they need fewer than `steps`; by default
+    they never take more. `noise`, `alpha`, `beta`: how a fill's first noise leans on the keyframes'
+    (paper Eq. 14). `layout_t2v`, `layout_i2v`: names of the layouts the model was trained for.
+    `vocabulary`: the words it was taught, empty when it is not limited to any. `examples`: prompts
+    that work. `sizes`: the sizes it can make as "WIDTHxHEIGHT", empty when it is not limited to
+    any.
     """
 
     solver: str = "unipc"
     steps: int = 50
+    populate_steps: int | None = None
     shift: float = 5.0
     guidance_scale: float = 5.0
     negative_prompt: str = WAN_NEGATIVE_PROMPT
@@ -69,6 +72,7 @@ class Defaults:
         by_name(self.layout_i2v)
         for name, low, high in (
             ("steps", 1, 1000),
+            ("populate_steps", 1, 1000),
             ("shift", 1e-3, 1e3),
             ("guidance_scale", 0, 100),
             ("alpha", 0, 1),
@@ -79,7 +83,7 @@ class Defaults:
             ("duration_s", 1e-3, 1e6),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ArgumentError(
                     f"Defaults.{name} is out of range", got=value, wanted=f"{low} to {high}"
                 )

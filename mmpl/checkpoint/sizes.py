@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from math import prod
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmpl.errors import ArgumentError, CheckpointError
@@ -200,7 +201,12 @@ def _in_range(name: str, value: float, low: float, high: float, where: str) -> N
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """A JSON value as a value of type `hint`: bool, int, float, str or a tuple of one of them."""
+    """A JSON value as a value of type `hint`: bool, int, float, str or a tuple of one of them; None
+    where it is one of them or None."""
+    if NoneType in get_args(hint):
+        if value is None:
+            return None
+        hint, _ = get_args(hint)
     if get_origin(hint) is tuple and isinstance(value, list):
         inner = get_args(hint)
         if inner[-1] is Ellipsis:

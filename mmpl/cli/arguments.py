@@ -86,7 +86,10 @@ def read_values(texts: Mapping[str, str]) -> dict[str, Any]:
 
 def help_text(defaults: Defaults | None) -> str:
     """The help, with the defaults of a model where they are known."""
-    return flags.help_text(GEN, asdict(defaults) if defaults else None)
+    if defaults is None:
+        return flags.help_text(GEN, None)
+    populate_steps = defaults.populate_steps or "as --steps"
+    return flags.help_text(GEN, asdict(defaults) | {"populate_steps": populate_steps})
 
 
 def _gpus(text: str) -> tuple[int, ...]:
@@ -178,6 +181,10 @@ FLAGS = (
     Flag(
         "steps", SAMPLING, "N", "denoising steps of each group", **_WHOLE, default="{steps}",
         aliases=("sample_steps", "num_inference_steps"),
+    ),
+    Flag(
+        "populate_steps", SAMPLING, "N", "of the groups between keyframes, which need fewer",
+        **_WHOLE, default="{populate_steps}",
     ),
     Flag(
         "guidance_scale", SAMPLING, "X", "how closely to follow the prompt; 1: no guidance",

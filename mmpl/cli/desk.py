@@ -61,6 +61,7 @@ def command(argv: list[str], console: Console) -> int:
     if verb in (*REVISE, "populate"):
         from mmpl.cli import revise
 
+        given = revise.populating(given) if verb == "populate" else given
         if revise.changes(verb, given, record):
             given = revise.revised(verb, record, given, console)
             argv = ["resume", subject, *revise.flags_again(words)]

@@ -55,7 +55,7 @@ class Plan:
     stage_seconds: tuple[float, ...] | None
     sizes: Sizes
     machine: Machine
-    steps: int
+    steps: Mapping[str, int]
     branches: int
 
 
@@ -93,7 +93,7 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
         stage_seconds=settings.get("stage_seconds"),
         sizes=sizes,
         machine=Machine(tflops * 1e12, LINKS[settings.get("link", "nvlink")]),
-        steps=film.steps,
+        steps=film.steps_of,
         branches=1 if film.guidance_scale == 1.0 else 2,
     )
 

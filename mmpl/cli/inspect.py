@@ -24,7 +24,7 @@ from mmpl.cli.model import model_folder
 from mmpl.cli.shell import printable
 from mmpl.errors import CheckpointError, InputError, MmplError
 from mmpl.film.job import GIVEN_FILE, JOB_FILE, REPORT, STORYBOARD
-from mmpl.film.settings import Film
+from mmpl.film.settings import Film, steps_text
 from mmpl.wan.config import WAN_14B, DiTConfig
 
 _SIZES = "dim", "num_layers", "z_dim"
@@ -117,7 +117,8 @@ def _model(path: str) -> Iterator[str]:
     defaults = folder.defaults
     yield (
         f"  usually  {defaults.width}x{defaults.height} at {defaults.fps} fps, {defaults.solver}, "
-        f"{defaults.steps} steps, guidance {defaults.guidance_scale:g}, shift {defaults.shift:g}"
+        f"{steps_text(defaults.steps, defaults.populate_steps)}, "
+        f"guidance {defaults.guidance_scale:g}, shift {defaults.shift:g}"
     )
 
 

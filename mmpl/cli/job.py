@@ -29,6 +29,7 @@ from mmpl.film.job import (
     revised,
     settings_of,
     start_over,
+    up_to_date,
 )
 from mmpl.film.job import sweep as sweep_job
 from mmpl.film.script import joined
@@ -68,6 +69,7 @@ def read_record(path: str) -> Record:
         content: Mapping[str, Any] = read_metadata(path)
     else:
         content = read_json(Path(path, JOB_FILE) if os.path.isdir(path) else Path(path))
+    content = up_to_date(content)
     settings = _table(content, "settings", content, path)
     values = read_settings({**settings, **_table(content, "model", {}, path)}, path)
     return Record(
@@ -225,8 +227,8 @@ def request_of(settings: Settings, seed: int) -> Request:
         )
     same = (
         "prompt", "cut", "segment_seeds", "given", "lead", "negative_prompt", "segments", "width",
-        "height", "fps", "steps", "shift", "guidance_scale", "solver", "seeding", "noise", "alpha",
-        "beta", "layout",
+        "height", "fps", "steps", "populate_steps", "shift", "guidance_scale", "solver", "seeding",
+        "noise", "alpha", "beta", "layout",
     )  # fmt: skip
     return Request(
         seed=seed,

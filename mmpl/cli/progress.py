@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mmpl import __version__
 from mmpl.cli.shell import Console, printable
 from mmpl.film.script import start_s
-from mmpl.film.settings import Film
+from mmpl.film.settings import Film, steps_text
 from mmpl.generate import Event, Frames, Model, Planned, Stepped
 
 PHASES: tuple[str, ...] = ("plan", "populate", "decode", "write")
@@ -248,8 +248,8 @@ def header(
         "film": f"{film.frames} frames of {film.width}x{film.height} at {film.fps} fps "
         f"({film.frames / film.fps:.2f} s) in {_counted(film.segments, 'segment')}",
         "planning": f"{film.layout.name}, {film.seeding} seeding, noise {film.noise}",
-        "sampling": f"{film.solver}, {film.steps} steps, shift {film.shift:g}, "
-        f"guidance {film.guidance_scale:g}",
+        "sampling": f"{film.solver}, {steps_text(film.steps, film.populate_steps)}, "
+        f"shift {film.shift:g}, guidance {film.guidance_scale:g}",
         "seed": str(film.seed),
     }
     lines = [f"mmpl {__version__}", *(f"  {name:9}{text}" for name, text in rows.items())]

@@ -21,7 +21,7 @@ from mmpl.eval.drift import HUE_BINS, Drift, Look
 from mmpl.film.exchange import gathered
 from mmpl.film.job import KEYFRAMES, REPORT
 from mmpl.film.script import start_s
-from mmpl.film.settings import Film
+from mmpl.film.settings import Film, steps_text
 from mmpl.generate import Event, Frames, Made, Ranks, Resumed
 from mmpl.layout.work import Task
 from mmpl.media import durable
@@ -167,7 +167,7 @@ def _facts(film: Film) -> list[str]:
         f"{film.width} × {film.height}",
         segments,
         f"seed {film.seed}",
-        f"{film.steps} steps",
+        steps_text(film.steps, film.populate_steps),
     ]
 
 

@@ -17,9 +17,20 @@ from mmpl.film.settings import Film
 
 REROLL = ("segment", "keep_tail", "seed", "prompt")  # flags that say what to change
 FINISH = (
-    "steps", "guidance_scale", "shift", "solver", "negative_prompt", "alpha", "beta", "noise",
-    *MODEL_FLAGS,
+    "populate_steps", "guidance_scale", "shift", "solver", "negative_prompt", "alpha", "beta",
+    "noise", *MODEL_FLAGS,
 )  # fmt: skip
+
+
+def populating(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The flags of populate, whose --steps are of what it makes: the plan has taken its own. Raises
+    ArgumentError where they say both."""
+    if "steps" not in given:
+        return given
+    if "populate_steps" in given:
+        raise ArgumentError("the steps are given twice", got="--steps and --populate_steps")
+    rest = {name: value for name, value in given.items() if name != "steps"}
+    return {**rest, "populate_steps": given["steps"]}
 
 
 def changes(verb: str, given: Mapping[str, Any], record: Record) -> bool:
@@ -72,7 +83,7 @@ def revised(
 def flags_again(words: list[str]) -> list[str]:
     """The flags of a revision for the processes that carry it out, when it is in the job."""
     texts = flags.parse_texts(arguments.GEN, words)
-    said = (*REROLL, *FINISH, *LENGTHS)
+    said = (*REROLL, *FINISH, *LENGTHS, "steps")
     again = [
         f"--{name}={text}" if text else f"--{name}"
         for name, text in texts.items()

@@ -89,8 +89,9 @@ def _index_sets() -> list[Cost]:
     found = []
     for early, middle, last, memory, seconds in sets:
         layout = _with_keyframes(early, middle, last)
+        steps = {group.name: _STEPS for group in layout.groups}
         costs = stage_costs(
-            layout, sizes, Machine(_FLOPS, 1e12), Mesh(1), steps=_STEPS, branches=_BRANCHES
+            layout, sizes, Machine(_FLOPS, 1e12), Mesh(1), steps=steps, branches=_BRANCHES
         )
         what = f"keyframes {_range(early)}, {_range(middle)}, {_range(last)}"
         found.append(Cost("12", f"{what}: memory", "GB", memory, _memory_gb(layout, "terminal")))

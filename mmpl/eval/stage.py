@@ -6,7 +6,7 @@ A shot is one prompt and one length for every method, so that films are compared
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from mmpl.checkpoint.bundle import Model
 from mmpl.errors import ArgumentError
 from mmpl.film.denoise import Context, Network, Sampler, open_context
 from mmpl.film.settings import Film, Request, resolve
-from mmpl.film.studio import furnished, readied
+from mmpl.film.studio import furnished, readied, sampler_of
 from mmpl.layout.layout import Layout
 from mmpl.layout.timeline import latent_of
 from mmpl.media.pixels import to_uint8
@@ -140,7 +140,8 @@ class Stage:
 
 
 def film_of(model: Model, shot: Shot) -> Film:
-    """The film that a shot means as the paper makes it: its length is that of all methods.
+    """The film that a shot means as the paper makes it: its length is that of all methods, and
+    all its frames take as many steps.
 
     Raises ArgumentError for settings that cannot be.
     """
@@ -163,7 +164,7 @@ def film_of(model: Model, shot: Shot) -> Film:
     )
     if len(film.script) > 1:
         raise ArgumentError("a shot has one prompt", got=f"{len(film.script)} in its script")
-    return film
+    return replace(film, populate_steps=film.steps)
 
 
 def latents_of(film: Film) -> int:
@@ -186,7 +187,7 @@ def open_stage(model: Model, film: Film) -> Stage:
     return Stage(
         film,
         studio.network,
-        studio.sampler,
+        sampler_of(film, film.steps),
         studio.texts[0],
         studio.vae_here(),
         studio.vae_to_show(),

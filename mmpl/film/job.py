@@ -30,8 +30,6 @@ SEGMENT_FILMS = "segment_*.mp4"
 PREVIEW = "preview.mp4"
 TABLES = ("settings", "weights", "versions")  # what the latents depend on
 _SHORT = 40
-# What folders mean that were begun before there was the setting.
-_SINCE = {"quantize": "none", "compile": "no"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ class Revision:
 def settings_of(film: Film) -> dict[str, Any]:
     """Everything a film's pictures depend on but weights and machine, by the names of the flags."""
     same = (
-        "prompt", "negative_prompt", "seed", "width", "height", "fps", "steps", "guidance_scale",
-        "shift", "solver", "seeding", "noise", "alpha", "beta",
+        "prompt", "negative_prompt", "seed", "width", "height", "fps", "steps", "populate_steps",
+        "guidance_scale", "shift", "solver", "seeding", "noise", "alpha", "beta",
     )  # fmt: skip
     values = {name: getattr(film, name) for name in same}
     return values | {
@@ -62,6 +60,18 @@ def settings_of(film: Film) -> dict[str, Any]:
         "given": pins_text(film.pins),
         "lead": film.lead,
     }
+
+
+def up_to_date(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job, or a film's metadata, with what its settings mean that were written before there was
+    a setting."""
+    found = job.get("settings")
+    if not isinstance(found, Mapping):
+        return {**job}
+    since = {"quantize": "none", "compile": "no"}
+    if "steps" in found:
+        since["populate_steps"] = found["steps"]
+    return {**job, "settings": {**since, **found}}
 
 
 def read_job(folder: Path) -> dict[str, Any] | None:
@@ -86,7 +96,7 @@ def read_job(folder: Path) -> dict[str, Any] | None:
             got=str(error)[:80],
             todo="start it over with --fresh, or give another --job_dir",
         ) from error
-    return found if isinstance(found, dict) else {}
+    return up_to_date(found) if isinstance(found, dict) else {}
 
 
 def write_job(folder: Path, job: Mapping[str, Any]) -> None:
@@ -172,8 +182,7 @@ def require_same(folder: Path, found: Mapping[str, Any], job: Mapping[str, Any])
     changed = [
         name
         for name in here
-        if there.get(name, _SINCE.get(name)) != here[name]
-        and (name in there or not name.startswith("weights "))
+        if there.get(name) != here[name] and (name in there or not name.startswith("weights "))
     ]
     if changed:
         raise ResumeError(

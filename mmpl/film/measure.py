@@ -59,7 +59,9 @@ def costs_of(film: Film, teams: list[list[float]]) -> Costs:
     names = [group.name for group in film.layout.groups]
     decoded, encoded = film.chain.handover_frames[1], film.chain.overlap
     return Costs(
-        make={name: film.steps * seconds for name, seconds in zip(names, passes, strict=True)},
+        make={
+            name: film.steps_of[name] * seconds for name, seconds in zip(names, passes, strict=True)
+        },
         refresh=dict(zip(names, passes, strict=True)),
         hand_over=(decoded + encoded) * pixel_frame,
         decode=film.chain.segment_frames * pixel_frame,

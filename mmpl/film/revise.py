@@ -75,8 +75,9 @@ def extend(film: Film, longer: Film) -> Revision:
 def finish(
     film: Film, folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> Revision:
-    """The film populated with other `settings`, by name, than it was planned with. Its keyframes
-    become given ones. Raises InputError unless the plan is finished."""
+    """The film populated with other `settings`, by name, than it was planned with, such as
+    populate_steps, but not steps, which the plan has taken. Its keyframes become given ones.
+    Raises InputError unless the plan is finished."""
     store, arrays = Store(folder), read_given(folder, film.pins)
     pinned = {(pin.segment, pin.latent) for pin in arrays}
     for task in film.work.planning:

@@ -31,7 +31,7 @@ from mmpl.film.segment import (
     stack,
 )
 from mmpl.film.settings import Film
-from mmpl.film.studio import Studio
+from mmpl.film.studio import Studio, sampler_of
 from mmpl.layout.given import GIVEN
 from mmpl.layout.schedule import Operation, Schedule
 from mmpl.layout.work import SEEDS, Task
@@ -314,7 +314,7 @@ def _make(
         context,
         latents,
         noise_BCTHW[:, :, [whole.frames.index(frame) for frame in group.frames]],
-        replace(studio.sampler, renoise=renoise),
+        sampler_of(film, film.steps_of[group.name], renoise),
     )
     try:
         while True:

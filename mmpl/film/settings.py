@@ -13,7 +13,7 @@ from mmpl.checkpoint.defaults import NOISE_MODES, SOLVERS, Defaults
 from mmpl.errors import ArgumentError
 from mmpl.film.pins import Pin, read_pins
 from mmpl.film.script import Cue, read_cuts, read_script, read_seeds, script_text
-from mmpl.layout.layout import Group, Layout
+from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import (
     LONGEST_FRAMES,
@@ -64,6 +64,7 @@ class Request:
     height: int | None = None
     fps: int | None = None
     steps: int | None = None
+    populate_steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
     solver: str | None = None
@@ -80,7 +81,8 @@ class Film:
 
     `cuts`: the segments, from 0, that begin with a hard cut. `segment_seeds`: (segment, seed) of
     those whose noise has a seed of its own. `frames`: pixel frames that it shows, after the `lead`
-    of its first segment, which repeats the end of a clip.
+    of its first segment, which repeats the end of a clip. `steps`: of the groups that are planned;
+    `populate_steps`: of the others.
     """
 
     script: tuple[Cue, ...]
@@ -96,6 +98,7 @@ class Film:
     height: int
     solver: str
     steps: int
+    populate_steps: int
     shift: float
     guidance_scale: float
     noise: str
@@ -143,6 +146,15 @@ class Film:
         """The other groups that some kept frame of the segment needs, in layout order."""
         return populating_of(self.layout, self.chain, self.made_frames, segment)
 
+    @property
+    def steps_of(self) -> dict[str, int]:
+        """Denoising steps of each group of the layout, by its name."""
+        planned = needed(self.layout, self.chain.handover)
+        return {
+            group.name: self.steps if group in planned else self.populate_steps
+            for group in self.layout.groups
+        }
+
     def groups(self, segment: int) -> tuple[Group, ...]:
         """Every group of the segment that has to run, in layout order."""
         return groups_of(self.layout, self.chain, self.made_frames, segment)
@@ -161,6 +173,12 @@ class Film:
         return tuple(pin.latent for pin in self.pins if pin.segment == segment)
 
 
+def steps_text(steps: int, populate_steps: int | None) -> str:
+    """How many steps, in words: once, if groups between keyframes take as many."""
+    said = f"{steps} step{'' if steps == 1 else 's'}"
+    return said if populate_steps in (None, steps) else f"{said}, {populate_steps} to populate"
+
+
 def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel_step: int) -> Film:
     """The film a request means for a model with these defaults. Raises ArgumentError.
 
@@ -173,6 +191,8 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
     chain = chain_of(layout, seeding=request.seeding, temporal_stride=temporal_stride)
     frames, fps = _frames(request, defaults, chain), _given(request.fps, defaults.fps)
     made = _whole("lead", request.lead, 0, chain.overlap) + frames
+    steps = _whole("steps", _given(request.steps, defaults.steps), 1, 1000)
+    populate_steps = min(steps, _given(defaults.populate_steps, steps))
     film = Film(
         script=read_script(request.prompt, chain, made, fps),
         cuts=read_cuts(request.cut, chain, made, fps),
@@ -186,7 +206,10 @@ def resolve(request: Request, defaults: Defaults, *, temporal_stride: int, pixel
         width=_size("width", _given(request.width, defaults.width), pixel_step),
         height=_size("height", _given(request.height, defaults.height), pixel_step),
         solver=_given(request.solver, defaults.solver),
-        steps=_whole("steps", _given(request.steps, defaults.steps), 1, 1000),
+        steps=steps,
+        populate_steps=_whole(
+            "populate_steps", _given(request.populate_steps, populate_steps), 1, 1000
+        ),
         shift=_number("shift", _given(request.shift, defaults.shift), 0.01, 100.0),
         guidance_scale=_number(
             "guidance_scale", _given(request.guidance_scale, defaults.guidance_scale), 0.0, 100.0

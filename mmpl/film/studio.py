@@ -25,7 +25,7 @@ from mmpl.wan.compiled import compiled_block, resolve_compiled
 from mmpl.wan.config import VAEConfig
 from mmpl.wan.dit import CrossKV, Engine, block, encode_context
 from mmpl.wan.dit_params import compute_dtype
-from mmpl.wan.flow import schedule
+from mmpl.wan.flow import Renoise, schedule
 from mmpl.wan.offload import Offload
 from mmpl.wan.ulysses import Ulysses
 from mmpl.wan.vae import VAEParams, latents_at_once, shown_dtype, vae_cast
@@ -43,7 +43,6 @@ class Studio:
 
     film: Film
     network: Network
-    sampler: Sampler
     texts: tuple[tuple[CrossKV, ...], ...]
     vae: VAEParams
     vae_config: VAEConfig
@@ -170,7 +169,6 @@ def furnished(
     return Studio(
         film,
         network,
-        Sampler(film.solver, schedule(film.solver, film.steps, film.shift), film.guidance_scale),
         texts,
         params,
         config,
@@ -182,6 +180,12 @@ def furnished(
         offload,
         shows,
     )
+
+
+def sampler_of(film: Film, steps: int, renoise: Renoise | None = None) -> Sampler:
+    """How a group of `film` is sampled in so many steps."""
+    noise_levels = schedule(film.solver, steps, film.shift)
+    return Sampler(film.solver, noise_levels, film.guidance_scale, renoise)
 
 
 def _prompts(film: Film) -> list[str]:

@@ -7,6 +7,7 @@ answers are predictions: measured stage times, where there are any, go to `sched
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mmpl.errors import ArgumentError
@@ -128,9 +129,15 @@ def check_mesh(mesh: Mesh, heads: int, branches: int) -> None:
 
 
 def stage_costs(
-    layout: Layout, sizes: Sizes, machine: Machine, mesh: Mesh, *, steps: int, branches: int
+    layout: Layout,
+    sizes: Sizes,
+    machine: Machine,
+    mesh: Mesh,
+    *,
+    steps: Mapping[str, int],
+    branches: int,
 ) -> Costs:
-    """What the stages cost on a team of `mesh`. `steps`: of the sampler.
+    """What the stages cost on a team of `mesh`. `steps`: of each group, by its name.
 
     The all-to-all of Ulysses is not overlapped with arithmetic; the halves of a guidance pair
     exchange the group's velocity after every pass. Latents travel between teams at full precision.
@@ -142,7 +149,7 @@ def stage_costs(
     }
     largest = max(len(group.frames) for group in layout.groups)
     return Costs(
-        make={name: steps * seconds for name, seconds in one_pass.items()},
+        make={name: steps[name] * seconds for name, seconds in one_pass.items()},
         refresh=one_pass,
         hand_over=machine.hand_over_s,
         decode=machine.decode_s,
@@ -164,7 +171,7 @@ def choose_mesh(
     sizes: Sizes,
     machine: Machine,
     *,
-    steps: int,
+    steps: Mapping[str, int],
     branches: int,
     order: str = "film_first",
 ) -> Choice:

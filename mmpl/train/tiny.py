@@ -215,6 +215,7 @@ def defaults() -> Defaults:
     return Defaults(
         solver="unipc",
         steps=16,
+        populate_steps=4,
         shift=SHIFT,
         guidance_scale=1.5,
         negative_prompt="",

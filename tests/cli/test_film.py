@@ -66,6 +66,7 @@ def test_settings_in_the_file(gen: Gen, bundle: Path) -> None:
         "height": SIZE,
         "fps": 16,
         "steps": 2,
+        "populate_steps": 2,
         "guidance_scale": 1.0,
         "shift": 5.0,
         "solver": "unipc",

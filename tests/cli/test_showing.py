@@ -176,6 +176,35 @@ def test_planned_with_few_steps_and_populated_with_more(gen: Gen) -> None:
     assert gen("populate", JOB, "--seed", 9, "--overwrite", plain=True)[0] == 6
 
 
+def test_the_plan_keeps_its_steps_when_it_is_populated_with_others(gen: Gen) -> None:
+    assert gen("plan", *FILM, "--steps", 1)[0] == 0
+    code, _, err = gen("populate", JOB, "--steps", 2, "--populate_steps", 2, plain=True)
+    assert code == 2
+    assert "given twice" in err
+    assert gen("populate", JOB, "--steps", 2, plain=True)[0] == 0
+    settings = json.loads((JOB / "job.json").read_text())["settings"]
+    assert (settings["steps"], settings["populate_steps"]) == (1, 2)
+
+
+def test_a_folder_from_before_there_were_populate_steps(gen: Gen, tmp_path: Path) -> None:
+    """It took as many for all groups, whatever the model says now."""
+    model = write_small(tmp_path / "now", small_model(replace(DEFAULTS, populate_steps=1)))
+    said = "--model_path", model, "--populate_steps", 2
+    assert gen(*FILM, *said)[0] == 0
+    whole = read_frames("film.mp4")
+    job = json.loads((JOB / "job.json").read_text())
+    del job["settings"]["populate_steps"]
+    (JOB / "job.json").write_text(json.dumps(job))
+    next(JOB.glob("segment_0002.fill_head.*")).unlink()
+    Path("film.mp4").unlink()
+    code, _, err = gen("resume", JOB, plain=True)
+    assert code == 0, err
+    assert np.array_equal(read_frames("film.mp4"), whole)
+    code, _, err = gen(*FILM, "--model_path", model, "--overwrite")
+    assert code == 6
+    assert "got populate_steps 1; wanted populate_steps 2" in err
+
+
 def test_an_unfinished_plan_is_not_populated_otherwise(gen: Gen) -> None:
     assert gen("plan", *FILM, "--steps", 1)[0] == 0
     (JOB / "segment_0002.plan.safetensors").unlink()

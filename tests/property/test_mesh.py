@@ -113,7 +113,7 @@ def test_totals_of_the_tables(
             continue
         options = {"mode": "round_robin"} if how == "round robin" else {"order": "plan_first"}
         if how == "best":
-            best = choose_mesh(FILM, ranks, sizes, machine, steps=steps, branches=branches)
+            best = choose_mesh(FILM, ranks, sizes, machine, steps=each(steps), branches=branches)
             mesh, timeline = best.mesh, best.timeline
         else:
             mesh = Mesh(ranks) if how == "round robin" else Mesh(ranks // 2, cfg=2)
@@ -132,11 +132,16 @@ def meets(timeline: Timeline, cell: Cell) -> bool:
     return all(got <= MORE * wanted for got, wanted in zip(times, cell, strict=True))
 
 
+def each(steps: int) -> dict[str, int]:
+    """As many for every group."""
+    return {group.name: steps for group in LAYOUT.groups}
+
+
 def predicted(
     sizes: Sizes, machine: Machine, mesh: Mesh, steps: int, branches: int,
     *, mode: str = "adaptive", order: str = "film_first",
 ) -> Timeline:  # fmt: skip
-    costs = stage_costs(LAYOUT, sizes, machine, mesh, steps=steps, branches=branches)
+    costs = stage_costs(LAYOUT, sizes, machine, mesh, steps=each(steps), branches=branches)
     return simulate(build_schedule(FILM, mesh.teams, costs, mode=mode, order=order), costs)
 
 
@@ -165,7 +170,7 @@ def test_exchange_costs_what_the_link_says() -> None:
     """14B, plan, four ranks: 7.5 ms a pass on NVLink, 105 ms on PCIe."""
     for wire, exchange in ((NVLINK, 7.5e-3), (PCIE, 105e-3)):
         machine = Machine(350e12, wire, ulysses_loss=0.0)
-        costs = stage_costs(LAYOUT, BIG, machine, Mesh(1, ulysses=4), steps=1, branches=1)
+        costs = stage_costs(LAYOUT, BIG, machine, Mesh(1, ulysses=4), steps=each(1), branches=1)
         compute = BIG.flops(LAYOUT.group("plan")) / 4 / 350e12
         assert costs.make["plan"] - compute == pytest.approx(exchange, rel=0.02)
 
@@ -198,7 +203,7 @@ def test_meshes_are_all_there_are(heads: int, branches: int) -> None:
 def test_more_ranks_are_never_worse() -> None:
     machine = Machine(500e12, PCIE, hand_over_s=0.3)
     totals = [
-        choose_mesh(film(4), ranks, SMALL, machine, steps=10, branches=2).timeline.makespan_s
+        choose_mesh(film(4), ranks, SMALL, machine, steps=each(10), branches=2).timeline.makespan_s
         for ranks in range(1, 9)
     ]
     assert all(more <= fewer * 1.005 for fewer, more in zip(totals, totals[1:], strict=False))
@@ -206,17 +211,17 @@ def test_more_ranks_are_never_worse() -> None:
 
 
 def test_ranks_that_no_mesh_uses_stay_idle() -> None:
-    best = choose_mesh(film(1), 7, SMALL, Machine(500e12, NVLINK), steps=4, branches=1)
+    best = choose_mesh(film(1), 7, SMALL, Machine(500e12, NVLINK), steps=each(4), branches=1)
     assert best.mesh == Mesh(1, ulysses=6)
 
 
 def test_memory_rules_meshes_out() -> None:
     work, tight = film(6), Machine(350e12, PCIE, memory_bytes=50e9)
-    best = choose_mesh(work, 4, BIG, tight, steps=50, branches=2)
+    best = choose_mesh(work, 4, BIG, tight, steps=each(50), branches=2)
     assert best.rank_bytes <= 50e9
     assert best.mesh.cfg == 2
     with pytest.raises(ArgumentError, match=r"got 50\.0 GB a rank, 1 ranks; wanted 66\.9 GB"):
-        choose_mesh(work, 1, BIG, tight, steps=50, branches=2)
+        choose_mesh(work, 1, BIG, tight, steps=each(50), branches=2)
 
 
 def test_wrong_meshes_are_refused() -> None:
@@ -235,5 +240,9 @@ def test_wrong_meshes_are_refused() -> None:
 
 def test_the_chain_of_the_model_is_that_of_the_layout() -> None:
     assert FILM.chain == chain_of(LAYOUT, seeding="terminal", temporal_stride=4)
-    costs = stage_costs(LAYOUT, BIG, Machine(350e12, NVLINK), Mesh(1), steps=50, branches=2)
+    costs = stage_costs(LAYOUT, BIG, Machine(350e12, NVLINK), Mesh(1), steps=each(50), branches=2)
     assert costs.make["plan"] == pytest.approx(50 * costs.refresh["plan"])
+    fewer = each(50) | {"fill_head": 20}
+    costs = stage_costs(LAYOUT, BIG, Machine(350e12, NVLINK), Mesh(1), steps=fewer, branches=2)
+    assert costs.make["plan"] == pytest.approx(50 * costs.refresh["plan"])
+    assert costs.make["fill_head"] == pytest.approx(20 * costs.refresh["fill_head"])
