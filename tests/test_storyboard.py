@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mmpl.film.storyboard import keyframes
@@ -22,6 +24,7 @@ from mmpl.generate import (
     stills,
 )
 from mmpl.media.storyboard import Row, SheetSize, storyboard
+from mmpl.wan import vae
 from tests.small import small_model
 
 REQUEST = Request("a red circle", seed=1, frames=170)  # three segments, the last of 18 frames
@@ -65,15 +68,38 @@ def test_stills_and_the_plan_in_a_store(tmp_path: Path) -> None:
         assert np.array_equal(one.pixels_HWC, other.pixels_HWC)
 
 
-def test_the_first_still_is_the_first_frame() -> None:
+def test_stills_beside_the_beginning_are_what_the_film_shows() -> None:
+    """Their history is whole; that of later keyframes is a stand-in."""
     model = small_model()
     film = film_of(model, REQUEST)
     events = list(generate(model, REQUEST))
-    plan = next(e for e in events if isinstance(e, Planned))
-    first = next(e for e in events if isinstance(e, Frames))
-    still = next(stills(model, film, plan))
-    assert still.frame == 0
-    assert np.abs(still.pixels_HWC.astype(int) - first.pixels_FHWC[0]).max() <= 1
+    pixels = np.concatenate([e.pixels_FHWC for e in events if isinstance(e, Frames)]).astype(int)
+    plans = [e for e in events if isinstance(e, Planned)]
+    seen = {(s.segment, s.latent): s for plan in plans for s in stills(model, film, plan)}
+    for place in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)):
+        still = seen[place]
+        assert np.abs(still.pixels_HWC - pixels[still.frame]).max() <= 1, place
+
+
+def test_a_still_decodes_no_more_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latent frames that are decoded: each run once, with two before it unless it begins the
+    segment, and nothing after the last that the film shows."""
+    model = small_model()
+    film = film_of(model, REQUEST)
+    plans = [e for e in generate(model, REQUEST, only_plan=True) if isinstance(e, Planned)]
+    decoded = []
+    decode = vae.decode
+
+    def counted(params: Any, config: Any, z_BCTHW: torch.Tensor, state: Any = None) -> Any:
+        decoded.append(z_BCTHW.shape[2])
+        return decode(params, config, z_BCTHW, state)
+
+    monkeypatch.setattr(vae, "decode", counted)
+    counts = []
+    for plan in plans:
+        decoded.clear()
+        counts.append((len(list(stills(model, film, plan))), sum(decoded)))
+    assert counts == [(9, 9 + 2 + 2), (7, 9 + 2 + 2), (2, 4)]
 
 
 def test_the_sheet_shows_every_still() -> None:

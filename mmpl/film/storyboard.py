@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -105,13 +106,33 @@ def _shown(film: Film, segment: int, latents: Iterable[int]) -> list[tuple[int, 
 def stills_of(
     params: vae.VAEParams, config: VAEConfig, film: Film, planned: Planned
 ) -> Iterator[Still]:
-    """A still of each keyframe of a segment that the film shows and no segment before it has.
+    """A still of each keyframe of a segment that the film shows and no segment before it has: the
+    last pixel frame of its latent.
 
-    Each costs a decode of three latent frames: the first of the segment, for the decoder's
-    history, and the keyframe twice, whose last pixel frame is taken.
+    Keyframes beside each other are decoded as one clip. Before those that do not begin the segment
+    the decoder sees its first latent frame and then their own first, in place of what is not made.
     """
-    for latent, frame in _shown(film, planned.segment, planned.latents):
-        history = (0, latent, latent) if latent else (0,)
-        z_BCTHW = stack(planned.latents, history).float().to(params.conv1.weight.device)
-        video_BCFHW, _ = vae.decode(params, config, z_BCTHW)
-        yield Still(planned.segment, latent, frame, to_uint8(video_BCFHW[0, :, -1:])[0])
+    shown = dict(_shown(film, planned.segment, planned.latents))
+    device = params.conv1.weight.device
+    for run in _runs(planned.latents):
+        last = max((latent for latent in run if latent in shown), default=-1)
+        frames = [latent for latent in run if latent <= last]
+        before = [0, *frames[:1]] if frames and frames[0] else []
+        clip = (stack(planned.latents, [n]).float().to(device) for n in (*before, *frames))
+        videos = islice(vae.decode_each(params, config, clip), len(before), None)
+        for latent, video_BCFHW in zip(frames, videos, strict=True):
+            if latent in shown:
+                still = to_uint8(video_BCFHW[0, :, -1:])[0]
+                yield Still(planned.segment, latent, shown[latent], still)
+
+
+def _runs(latents: Iterable[int]) -> Iterator[tuple[int, ...]]:
+    """Latent frames that follow each other, ascending."""
+    run: tuple[int, ...] = ()
+    for latent in sorted(latents):
+        if run and latent > run[-1] + 1:
+            yield run
+            run = ()
+        run += (latent,)
+    if run:
+        yield run
