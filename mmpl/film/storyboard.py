@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -113,16 +112,18 @@ def stills_of(
     the decoder sees its first latent frame and then their own first, in place of what is not made.
     """
     shown = dict(_shown(film, planned.segment, planned.latents))
-    device = params.conv1.weight.device
     for run in _runs(planned.latents):
         last = max((latent for latent in run if latent in shown), default=-1)
         frames = [latent for latent in run if latent <= last]
-        before = [0, *frames[:1]] if frames and frames[0] else []
-        clip = (stack(planned.latents, [n]).float().to(device) for n in (*before, *frames))
-        videos = islice(vae.decode_each(params, config, clip), len(before), None)
-        for latent, video_BCFHW in zip(frames, videos, strict=True):
+        if not frames:
+            continue
+        before = [0, frames[0]] if frames[0] else []
+        z_BCTHW = stack(planned.latents, [*before, *frames]).float()
+        video_BCFHW, _ = vae.decode(params, config, z_BCTHW.to(params.conv1.weight.device))
+        for place, latent in enumerate(frames, len(before)):
             if latent in shown:
-                still = to_uint8(video_BCFHW[0, :, -1:])[0]
+                at = config.temporal_stride * place
+                still = to_uint8(video_BCFHW[0, :, at : at + 1])[0]
                 yield Still(planned.segment, latent, shown[latent], still)
 
 

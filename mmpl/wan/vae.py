@@ -31,7 +31,7 @@ State = tuple[Tensor, ...]
 
 _EPS = 1e-12  # of the norms
 _LAYOUT = torch.channels_last_3d
-_PIECE_BYTES = 2**25  # of the largest activation of a piece
+_PIECE_BYTES = 2**24  # of the largest activation of a piece
 
 
 def encode(
