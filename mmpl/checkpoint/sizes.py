@@ -42,7 +42,7 @@ def typed(cls: type, given: Given, *, where: str) -> dict[str, Any]:
         raise CheckpointError(
             "unknown settings",
             where=where,
-            got=", ".join(ascii(name)[1:41] for name in unknown[:5]),
+            got=", ".join(ascii(name)[1:-1][:40] for name in unknown[:5]),
             wanted="only " + ", ".join(sorted(names)),
             todo="this model may need a newer mmpl",
         )
