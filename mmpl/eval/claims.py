@@ -47,7 +47,7 @@ _MAIN = (
     *_QUICK,
     *("mmpl_without_early", "mmpl_without_midpoint", "mmpl_head_sees_terminal"),
     *("mmpl_midpoint", "mmpl_noise_paper_0.5", "causvid_windows"),
-    *("mmpl_guidance_1", "mmpl_guidance_2.5"),
+    *("mmpl_guidance_1", "mmpl_guidance_2.5", "mmpl_populate_quarter"),
 )
 BUDGETS: Mapping[str, Budget] = {
     "10m": Budget(6, 3, 1, _QUICK, 10.0),

@@ -49,6 +49,7 @@ ARMS: Mapping[str, Arm] = {
     "mmpl_noise_unit_0.9": _MMPL,
     "mmpl_guidance_1": _MMPL,
     "mmpl_guidance_2.5": _MMPL,
+    "mmpl_populate_quarter": _MMPL,
     "rolling_kv": _CHUNKS,
     "rolling_kv_sink": _CHUNKS,
     "causvid_windows": _CHUNKS,

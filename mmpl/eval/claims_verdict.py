@@ -154,6 +154,11 @@ CLAIMS = (
         (*_KEPT, *_LOOK),
     ),
     Claim(
+        "fewer_steps_to_populate", "what lies between keyframes needs a quarter of their steps (a "
+        "default of the sampler; the paper compares none)", _MMPL, "mmpl_populate_quarter", "same",
+        (*_AT_GROUPS, *_AT_SEGMENTS, *_DRIFT),
+    ),
+    Claim(
         "own_networks", "planning drifts less than chunks from the same seeds, each on a network "
         "trained for it alone (Table 5)", "control_mmpl", "control_chunks", "less", _DRIFT,
     ),

@@ -102,6 +102,10 @@ _WAYS: Mapping[str, tuple[str, Way]] = MappingProxyType(
             )
             for scale in GUIDANCE
         },
+        "mmpl_populate_quarter": (
+            "MMPL, a quarter of the steps for what lies between keyframes",
+            Windows("mmpl_t2v", noise=None, populate_share=0.25),
+        ),
         "self_forcing_windows": (
             "chunks of 3 latents inside MMPL's segments, the same seeds (autoregression, fair)",
             Windows("chunked_2_3"),

@@ -25,6 +25,7 @@ from mmpl.eval.stage import (
 )
 from mmpl.film.segment import Latents, group_noise, group_renoise, hand_over, make_group, stack
 from mmpl.film.settings import Film
+from mmpl.film.studio import sampler_of
 from mmpl.layout.layout import Group, Layout, needed
 from mmpl.layout.presets import by_name
 from mmpl.layout.timeline import (
@@ -90,7 +91,7 @@ class Windows:
 
     `layout`: a name of `mmpl.layout.presets`. `seeds`: latent frames that are handed over.
     `drops_end`: see `spans`. `noise`, `alpha`: how fills start; None is as the shot says, and so
-    it is of `guidance_scale`.
+    it is of `guidance_scale`. `populate_share`: of the shot's steps, for what is not planned.
     """
 
     layout: str
@@ -101,6 +102,7 @@ class Windows:
     noise: str | None = "off"
     alpha: float | None = None
     guidance_scale: float | None = None
+    populate_share: float = 1.0
 
     def make(self, model: Model, shot: Shot) -> Iterator[Pixels]:
         """See `Way`."""
@@ -119,7 +121,7 @@ class Windows:
         for window, span in enumerate(spans(film.chain, film.frames, drops_end=self.drops_end)):
             given = range(self.seeds if window else 0)
             for group, seen in order(film.layout, given, span.latents):
-                noisy += film.steps * len(group.frames)
+                noisy += film.steps_of[group.name] * len(group.frames)
                 clean += sum(len(film.layout.group(name).frames) for name in seen)
         return Evaluations(noisy, clean, branches_of(film))
 
@@ -137,6 +139,7 @@ class Windows:
             guidance_scale=film.guidance_scale
             if self.guidance_scale is None
             else self.guidance_scale,
+            populate_steps=max(1, round(self.populate_share * film.steps)),
         )
 
 
@@ -147,7 +150,7 @@ def made(stage: Stage, window: int, given: Latents, wanted: int) -> dict[int, Te
     for group, seen in order(film.layout, given.keys(), wanted):
         noise_BCTHW = group_noise(film, window, group, stage.latent_shape, stage.device)
         renoise = group_renoise(film, window, group, stage.latent_shape, stage.device)
-        sampler = replace(stage.sampler, renoise=renoise)
+        sampler = sampler_of(film, film.steps_of[group.name], renoise)
         making = make_group(
             stage.network, film.layout, group, seen, context, latents, noise_BCTHW, sampler
         )

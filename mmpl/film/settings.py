@@ -149,11 +149,10 @@ class Film:
     @property
     def steps_of(self) -> dict[str, int]:
         """Denoising steps of each group of the layout, by its name."""
-        planned = needed(self.layout, self.chain.handover)
-        return {
-            group.name: self.steps if group in planned else self.populate_steps
-            for group in self.layout.groups
-        }
+        groups = self.layout.groups
+        fewer = self.populate_steps != self.steps  # else the layout may be of another chain
+        planned = needed(self.layout, self.chain.handover) if fewer else groups
+        return {g.name: self.steps if g in planned else self.populate_steps for g in groups}
 
     def groups(self, segment: int) -> tuple[Group, ...]:
         """Every group of the segment that has to run, in layout order."""

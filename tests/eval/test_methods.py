@@ -127,6 +127,7 @@ def test_the_noisy_work_is_the_same_for_all() -> None:
     latents = 21 + 5 * 19
     noisy = {name: evaluations(name, model(), shot).noisy / 16 / latents for name in METHODS}
     assert 13 / 11 <= noisy.pop("mmpl_midpoint") < 1.3
+    assert 0.5 < noisy.pop("mmpl_populate_quarter") < 0.6
     for name, share in noisy.items():
         assert 1.0 <= share < 1.09, name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import re
 import sys
@@ -37,9 +38,13 @@ def plain(rgb: Pixels | tuple[int, int, int], size: int = 16) -> Pixels:
 @given(start=st.integers(0, 359), shift=st.integers(-120, 120))
 def test_a_planted_shift_of_hue_is_read(start: int, shift: int) -> None:
     """A tenth of the shift each second, from the second second on."""
-    film = [plain(colour(start + shift * (n // FPS) / 10)) for n in range(11 * FPS)]
+    colours = [colour(start + shift * second / 10) for second in range(11)]
+    film = [plain(colours[n // FPS]) for n in range(11 * FPS)]
     found = measure(film, FPS)
-    assert found.hue_drift_deg_first_last == pytest.approx(shift, abs=0.6)
+    first, last = (colorsys.rgb_to_hsv(*rgb)[0] * 360 for rgb in (colours[0], colours[-1]))
+    stored = (last - first + 180) % 360 - 180  # of bytes, as each colour is rounded to
+    assert stored == pytest.approx(shift, abs=0.8)
+    assert found.hue_drift_deg_first_last == pytest.approx(stored, abs=0.05)
     assert found.mean_hue_drift_deg == pytest.approx(abs(shift) * 0.55, abs=0.6)
     assert len(found.seconds) == 11
     assert found.hue_l1_first_last == (2.0 if abs(shift) > 2 else pytest.approx(0.0, abs=2.0))
