@@ -214,7 +214,7 @@ def defaults() -> Defaults:
     """How the bundle is sampled unless the user says otherwise."""
     return Defaults(
         solver="unipc",
-        steps=16,
+        steps=12,
         populate_steps=4,
         shift=SHIFT,
         guidance_scale=1.5,
