@@ -312,7 +312,8 @@ def _keeping(store: Store, events: Iterable[runtime.Event]) -> Iterator[runtime.
 
 def _costs(film: Film) -> Costs:
     """What the tasks cost in proportion: frame-steps, and a little for the VAE."""
-    make = {g.name: float(film.steps_of[g.name] * len(g.frames)) for g in film.layout.groups}
+    steps_of = film.steps_of
+    make = {g.name: float(steps_of[g.name] * len(g.frames)) for g in film.layout.groups}
     refresh = {g.name: float(len(g.frames)) for g in film.layout.groups}
     whole = sum(make.values())
     return Costs(make, refresh, hand_over=_HAND_OVER_SHARE * whole, decode=_DECODE_SHARE * whole)
@@ -324,7 +325,8 @@ class _Progress:
     def __init__(self, film: Film, plan: Schedule, team: int) -> None:
         self._frames = {group.name: len(group.frames) for group in film.layout.groups}
         makes = [o.group for o in plan.operations[team] if o.kind == "make"]
-        self._work = sum(film.steps_of[name] * self._frames[name] for name in makes)
+        steps_of = film.steps_of
+        self._work = sum(steps_of[name] * self._frames[name] for name in makes)
         self._planning = {task.group for task in plan.work.planning}
         self._done = 0
 

@@ -14,6 +14,7 @@ from mmpl.checkpoint.defaults import Defaults
 from mmpl.errors import ArgumentError
 from mmpl.film.given_file import read_given
 from mmpl.film.job import read_job, revise, revised
+from mmpl.film.measure import costs_of
 from mmpl.film.revise import finish, revised_request
 from mmpl.film.settings import Film, resolve
 from mmpl.generate import Made, Pinned, Request, Stepped, Store, film_of, generate, job_of
@@ -69,6 +70,14 @@ def test_progress_counts_the_steps_there_are() -> None:
     assert taken == {"init": 3, "plan": 3, "fill_head": 1, "fill_tail": 1}
     assert max(e.step for e in steps if e.group == "plan") == 3
     assert steps[-1].work_done == steps[-1].work
+
+
+def test_costs_that_are_measured_count_the_steps_of_each_group() -> None:
+    costs = costs_of(film(REQUEST), [[0.5, 1.0, 2.0, 4.0, 0.1]])
+    names = [group.name for group in film(REQUEST).layout.groups]
+    assert [costs.make[name] / costs.refresh[name] for name in names] == [
+        1 if name in FILLS else 3 for name in names
+    ]
 
 
 @given(

@@ -56,12 +56,10 @@ def costs_of(film: Film, teams: list[list[float]]) -> Costs:
         min(seconds * speed for seconds, speed in zip(column, speeds, strict=True))
         for column in zip(*teams, strict=True)
     )
-    names = [group.name for group in film.layout.groups]
+    names, steps_of = [group.name for group in film.layout.groups], film.steps_of
     decoded, encoded = film.chain.handover_frames[1], film.chain.overlap
     return Costs(
-        make={
-            name: film.steps_of[name] * seconds for name, seconds in zip(names, passes, strict=True)
-        },
+        make={name: steps_of[name] * seconds for name, seconds in zip(names, passes, strict=True)},
         refresh=dict(zip(names, passes, strict=True)),
         hand_over=(decoded + encoded) * pixel_frame,
         decode=film.chain.segment_frames * pixel_frame,
