@@ -1,4 +1,4 @@
-"""`mmpl-train distil --data`: a Wan model, or a small bundle, distilled from encoded clips."""
+"""`mmpl-train distil --data`: a Wan model, or a small bundle, distilled from clips or prompts."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ FLAGS = (
     Flag("ema", MOVING, "X", "how much of the student's averaged weights stays in a step",
          **real(0, 0.999999), default="0.99"),
     Flag("ema_from", MOVING, "N", "the step they begin at", **whole(0, MOST_STEPS), default="200"),
-    Flag("data", "files", "SHARDS", "clips that `mmpl-train encode` made with this model: their "
-         "captions, and their first frames for layouts that begin with an image"),
+    Flag("data", "files", "SHARDS", "what `mmpl-train encode` made with this model: of prompts, or "
+         "of clips, whose first frames are for layouts that begin with an image"),
     Flag("checkpoint", "files", "FILE", "what the student begins as, in place of the transformer "
          "of --model_path, as `export` wrote it after `tune`"),
     Flag("teacher", "files", "FOLDER", "the model that teaches, and that the critic begins as; it "
@@ -218,12 +218,12 @@ def _plan(given: Mapping[str, Any], layouts: tuple[tuple[str, float], ...], devi
 
 def _check_clips(clips: Clips, student: ModelFolder, teacher: ModelFolder, plan: Plan) -> None:
     """Raises InputError for clips that are not these models', as far as is known before loading."""
-    from mmpl.train.wan_loss import check_clips
+    from mmpl.train.wan_distil import check_data
 
     for folder in (student, teacher):
         check_made(clips, folder)
         for name, _ in plan.matching.layouts:
-            check_clips(clips, folder.configs.dit, by_name(name).frames)
+            check_data(clips, folder.configs.dit, by_name(name))
 
 
 def _cast(

@@ -1,4 +1,4 @@
-"""`mmpl-train encode`: a folder of videos with captions, made into what a training reads."""
+"""`mmpl-train encode`: videos with captions, or prompts alone, made into what a training reads."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from mmpl.layout.presets import by_name
 from mmpl.media.durable import check_folder_writable
 from mmpl.train.footage import Cut, Footage, Refused, Source, ahead, find_footage, refusal
 from mmpl.train.manifest import REFUSED_FILE, Choices, made_of, require_same
+from mmpl.train.prompts import SUFFIX as PROMPTS
+from mmpl.train.prompts import find_prompts
 
 VERB = "encode"
 PROCEDURAL = "procedural:"
@@ -57,7 +59,8 @@ ENCODE = Command(
     flags=(
         Flag(
             "data", DATA, "FOLDER", "videos (mp4, mkv, mov, webm) with captions; or an index, .csv "
-            f"or .jsonl, in their folder; or {PROCEDURAL}COUNT",
+            f"or .jsonl, in their folder; or {PROCEDURAL}COUNT; or prompts for `distil`, which "
+            f"needs no videos: a {PROMPTS} file, one a line",
         ),
         Flag("list", DATA, "", "print the clips there are, and what is refused; encode nothing"),
         Flag(
@@ -141,10 +144,21 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ArgumentError("no folder for the shards", wanted="--output SHARDS, or --list")
     else:
         check_folder_writable(given["output"])
+    for flag in ("clips_per_video", "dtype", "workers"):
+        if flag in given and _alone(given["data"]):
+            raise ArgumentError(
+                f"--{flag} means nothing with prompts", got=f"--data {given['data']}"
+            )
+
+
+def _alone(data: str) -> bool:
+    """Whether these are captions without videos."""
+    return data.lower().endswith(PROMPTS)
 
 
 def _cut(folder: ModelFolder, given: Mapping[str, Any]) -> Cut:
-    """Clips of a whole segment of the model. Raises ArgumentError for a size it cannot encode."""
+    """Clips of a whole segment of the model, or of no frames for prompts alone. Raises
+    ArgumentError for a size it cannot encode."""
     configs, defaults = folder.configs, folder.defaults
     width, height = given.get("size", (defaults.width, defaults.height))
     rows, columns = (configs.vae.spatial_stride * side for side in configs.dit.patch_size[1:])
@@ -156,10 +170,13 @@ def _cut(folder: ModelFolder, given: Mapping[str, Any]) -> Cut:
                 wanted=f"multiples of {columns} and {rows}, at most {LARGEST_SIDE}",
             )
     frames = configs.vae.pixel_frames(by_name(defaults.layout_t2v).frames)
+    frames = 0 if _alone(given["data"]) else frames
     return Cut(frames, width, height, defaults.fps, given.get("clips_per_video", 1))
 
 
 def _sources(data: str) -> tuple[Sequence[Source], list[Refused]]:
+    if _alone(data):
+        return find_prompts(data), []
     if not data.startswith(PROCEDURAL):
         found: tuple[Sequence[Footage], list[Refused]] = find_footage(data)
         return found

@@ -314,10 +314,11 @@ def check_made(clips: Clips, found: ModelFolder) -> None:
 
 def latent_size(found: ModelFolder, clips: Clips | None) -> tuple[int, int]:
     """Height and width of the clips' latents, without clips of those of the model's own size."""
-    if clips is not None:
-        height, width = clips.latents(0).shape[2:]
-        return height, width
+    from mmpl.train import wan_loss
+
     stride = found.configs.vae.spatial_stride
+    if clips is not None:
+        return wan_loss.latent_size(clips, stride)
     return found.defaults.height // stride, found.defaults.width // stride
 
 

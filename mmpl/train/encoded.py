@@ -1,8 +1,9 @@
 """Encoded clips on disk: shards of latents and text embeddings, and their reader.
 
 A shard is a safetensors file with the clips of a few videos: `z_CTHW.<clip>`, and per video
-`dense_JD.<video>` and `short_JD.<video>`, where it has such a caption. Its record, JSON in the
-metadata, names videos, clips and what was refused, how all was made, and the SHA-256 of the rest.
+`dense_JD.<video>` and `short_JD.<video>`, where it has such a caption. Of captions alone, made with
+no frames, there are no latents. Its record, JSON in the metadata, names videos, clips and what was
+refused, how all was made, and the SHA-256 of the rest.
 """
 
 from __future__ import annotations
@@ -89,8 +90,15 @@ class EncodedClips:
         return len(self._clips)
 
     def latents(self, index: int) -> Tensor:
-        """z_CTHW of a clip, as stored (float16 unless it was wanted otherwise)."""
+        """z_CTHW of a clip, as stored (float16 unless it was wanted otherwise). Raises InputError
+        for captions alone."""
         clip = self._clips[index]
+        if not self.made["frames"]:
+            raise InputError(
+                "these are captions alone, without clips",
+                where=str(self.folder),
+                todo="encode videos for this, or procedural:COUNT",
+            )
         return _tensor(clip.path, f"z_CTHW.{clip.clip}")
 
     def text(self, index: int, kind: Kind = "dense") -> Tensor:

@@ -175,8 +175,9 @@ def _encoded(
             refused.append((found.name, found.reason))
             continue
         for start, pixels_FHWC in found:
-            z_CTHW = _latents(encoders, pixels_FHWC).to(getattr(torch, choices.dtype)).cpu()
-            tensors[f"z_CTHW.{len(clips)}"] = _finite(z_CTHW, source.name)
+            if choices.cut.frames:
+                z_CTHW = _latents(encoders, pixels_FHWC).to(getattr(torch, choices.dtype)).cpu()
+                tensors[f"z_CTHW.{len(clips)}"] = _finite(z_CTHW, source.name)
             clips.append((video, start))
         captions = {"dense": source.captions.dense, "short": source.captions.short}
         texts = {f"{kind}_JD.{video}": text for kind, text in captions.items() if text}

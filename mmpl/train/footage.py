@@ -48,7 +48,7 @@ class Captions:
 @dataclass(frozen=True, slots=True)
 class Cut:
     """How clips are cut: `frames` frames of `width` x `height` pixels, `fps` of them a second, and
-    at most `clips_per_video` from one video."""
+    at most `clips_per_video` from one video. Without frames they are captions alone."""
 
     frames: int
     width: int
@@ -216,7 +216,7 @@ def _beside(path: Path, name: str, sidecar: Path | None) -> Footage | Refused:
     if sidecar is None:
         return Refused(name, "a video without a caption")
     try:
-        text = _read(sidecar, _MOST_CAPTION_BYTES)
+        text = read_text(sidecar, _MOST_CAPTION_BYTES)
         entry = {"caption": text} if sidecar.suffix.lower() == ".txt" else _object(text)
         return _footage(path, name, entry)
     except InputError as error:
@@ -227,7 +227,7 @@ def _beside(path: Path, name: str, sidecar: Path | None) -> Footage | Refused:
 
 
 def _in_index(path: Path) -> Iterator[Footage | Refused]:
-    text = _read(path, _MOST_INDEX_BYTES)
+    text = read_text(path, _MOST_INDEX_BYTES)
     for line, row in _rows(path, text) if path.suffix.lower() == ".csv" else _lines(text):
         name = f"line {line}"
         try:
@@ -327,7 +327,8 @@ def _object(text: str) -> Mapping[str, Any]:
     return entry
 
 
-def _read(path: Path, most: int) -> str:
+def read_text(path: Path, most: int) -> str:
+    """A UTF-8 file of at most so many bytes. Raises InputError."""
     with open(readable_file(path), "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:

@@ -1,4 +1,4 @@
-"""The distillation of a Wan-family transformer in a run folder, from encoded clips.
+"""The distillation of a Wan-family transformer in a run folder, from encoded clips or prompts.
 
 Of a clip only its captions are used, and its first latent frame where a layout begins with an
 image. Three networks play (see `self_mmpl`): the student, in the end a checkpoint in official keys
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mmpl.checkpoint.bundle import Transformer
+from mmpl.errors import InputError
 from mmpl.layout.given import require_whole
 from mmpl.layout.layout import Layout
 from mmpl.layout.presets import by_name
@@ -23,7 +24,15 @@ from mmpl.train.distil_memory import DistilMemory, distil_memory
 from mmpl.train.loop import Progress
 from mmpl.train.parallel import Network
 from mmpl.train.self_mmpl import Batch, Draw, Matching, Teacher, begins_with_image, self_mmpl
-from mmpl.train.wan_loss import KINDS, Clips, Kind, check_clips
+from mmpl.train.wan_loss import (
+    KINDS,
+    Clips,
+    Kind,
+    captions_alone,
+    check_captions,
+    check_clips,
+    latent_size,
+)
 from mmpl.train.wan_run import network_of
 from mmpl.train.world import ALONE, World
 from mmpl.wan.config import DiTConfig, VAEConfig
@@ -79,7 +88,7 @@ def distil_wan(
         if matching.own_seeds:
             require_whole(layout, SEEDS)
         for one in (cast.student, cast.teacher):
-            check_clips(clips, one.config, layout.frames)
+            check_data(clips, one.config, layout)
     share = world.share(range(matching.batch))
     engine = replace(engine, precision=natural_precision(plan.dtype))
 
@@ -109,6 +118,22 @@ def distil_wan(
         report_every=1,
         world=world,
     )
+
+
+def check_data(clips: Clips, config: DiTConfig, layout: Layout) -> None:
+    """Raises InputError unless there are clips that fit the network and the layout; captions alone
+    do for one that does not begin with an image."""
+    if not captions_alone(clips):
+        check_clips(clips, config, layout.frames)
+    elif begins_with_image(layout):
+        raise InputError(
+            "captions alone have no first frame to begin with",
+            where=clips.name(0),
+            got=f"layout {layout.name}",
+            todo="encode videos for it, or leave it out of --layouts",
+        )
+    else:
+        check_captions(clips, config)
 
 
 def draw_from(clips: Clips, dense_captions: float, device: str = "cpu") -> Draw:
@@ -152,14 +177,16 @@ def plan_of_memory(
 
 
 def _teacher(cast: Cast, clips: Clips, network: Network, device: str) -> Teacher:
-    channels, _, rows, columns = clips.latents(0).shape
     return Teacher(
         params=network.params_of({}),
         config=cast.teacher.config,
         negative=clips.negative.to(device),
         vae=cast.vae,
         vae_config=cast.vae_config,
-        latent_shape=(channels, rows, columns),
+        latent_shape=(
+            cast.teacher.config.in_dim,
+            *latent_size(clips, cast.vae_config.spatial_stride),
+        ),
         within=network.within,
     )
 

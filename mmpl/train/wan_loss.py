@@ -100,9 +100,9 @@ def teaching(config: DiTConfig, tuning: Tuning, *, engine: Engine = DEFAULT_ENGI
     return Teaching(config, tuning, taught, flow.flow_table(tuning.shift), engine)
 
 
-def with_flex(shared: Teaching, latent_size: tuple[int, int], device: torch.device) -> Teaching:
+def with_flex(shared: Teaching, size_HW: Sequence[int], device: torch.device) -> Teaching:
     """The same with FlexAttention in place of dense pieces, for latents of this height, width."""
-    taught, tokens = shared.lesson, shared.config.frame_tokens(*latent_size)
+    taught, tokens = shared.lesson, shared.config.frame_tokens(*size_HW)
     masked = flex_mask(taught.pieces, taught.frames, tokens, device)
     return replace(shared, lesson=replace(taught, masked=masked))
 
@@ -192,8 +192,7 @@ def tuning_loss(
         device = leaves[0].device
         shared = teaching(config, tuning, engine=engine)
         if flex:
-            height, width = clips.latents(0).shape[2:]
-            shared = with_flex(shared, (height, width), device)
+            shared = with_flex(shared, clips.latents(0).shape[2:], device)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
             seen: list[Tensor] = []
@@ -219,7 +218,6 @@ def check_clips(clips: Clips, config: DiTConfig, frames: int) -> None:
         raise InputError("there are no clips to learn from")
     z_CTHW = clips.latents(0)
     patch = config.patch_size[1:]
-    texts = [clips.negative, *(clips.text(0, kind) for kind in KINDS)]
     wanted = f"{config.in_dim} x {frames} x multiples of {patch[0]} and {patch[1]}"
     sides = [side % step for side, step in zip(z_CTHW.shape[2:], patch)]
     if tuple(z_CTHW.shape[:2]) != (config.in_dim, frames) or z_CTHW.dim() != 4 or any(sides):
@@ -228,7 +226,26 @@ def check_clips(clips: Clips, config: DiTConfig, frames: int) -> None:
             "the clips were encoded for another model", where=clips.name(0), got=f"latents {got}",
             wanted=wanted, todo="encode them with the VAE of this model",
         )  # fmt: skip
-    for text_JD in texts:
+    check_captions(clips, config)
+
+
+def captions_alone(clips: Clips) -> bool:
+    """Whether there are no latents, as of prompts."""
+    return clips.made.get("frames") == 0
+
+
+def latent_size(clips: Clips, stride: int) -> tuple[int, int]:
+    """Height and width of the clips' latents, each so many pixels; of captions alone, of the size
+    that they are for."""
+    if captions_alone(clips):
+        return int(clips.made["height"]) // stride, int(clips.made["width"]) // stride
+    height, width = clips.latents(0).shape[2:]
+    return height, width
+
+
+def check_captions(clips: Clips, config: DiTConfig) -> None:
+    """Raises InputError unless the texts of the first clip fit the network."""
+    for text_JD in (clips.negative, *(clips.text(0, kind) for kind in KINDS)):
         if text_JD.shape[1:] != (config.text_dim,) or len(text_JD) > config.text_len:
             raise InputError(
                 "the captions were encoded for another model",

@@ -136,6 +136,20 @@ def test_the_plan_of_memory(capfd: Capture) -> None:
     assert not Path("runs").exists()
 
 
+def test_prompts_are_enough(capfd: Capture) -> None:
+    threads = f"--threads {torch.get_num_threads()}"
+    Path("prompts.txt").write_text("a red circle\na blue star\n")
+    assert call(f"encode --data prompts.txt --output shards --model_path small {threads}") == 0
+    made = "distil {} --data shards {} --steps 1 --runs r"
+    capfd.readouterr()
+    assert call(made.format(SMALL, f"{QUICK} --layouts mmpl_t2v:0.5,mmpl_i2v:0.5")) == 3
+    said = "line 1#0: captions alone have no first frame to begin with; got layout mmpl_i2v; encode"
+    assert said in capfd.readouterr().err
+    assert not Path("r").exists()
+    assert call(made.format(SMALL, QUICK)) == 0
+    assert capfd.readouterr().err.startswith("1/1 loss")
+
+
 def test_from_clips_to_a_film_of_four_steps(capfd: Capture) -> None:
     """Nothing is a stand-in here but the size of the model."""
     threads = f"--threads {torch.get_num_threads()}"

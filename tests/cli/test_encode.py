@@ -13,8 +13,9 @@ import torch
 
 from mmpl.media import durable
 from mmpl.train.encoded import EncodedClips
+from mmpl.train.wan_loss import latent_size
 from tests.cli.refusals import call, check_nothing_waits_for_torch, check_refused
-from tests.small import write_small
+from tests.small import CONFIGS, write_small
 from tests.train.videos import greys, write_video
 
 THREADS = f"--threads {torch.get_num_threads()}"  # those of the other tests
@@ -41,6 +42,10 @@ BAD = [
     ("encode --data missing --output out", 3, "missing: no such data"),
     ("encode --data data/a.mp4 --output out", 3, "data/a.mp4: not data to learn from"),
     ("encode --data empty --list", 3, "empty: no video with a caption; got nothing"),
+    ("encode --data missing.txt --list", 3, "missing.txt: cannot read"),
+    ("encode --data none.txt --list", 3, "none.txt: no prompts in this file; wanted one a line"),
+    ("encode --data latin.txt --list", 3, "latin.txt: not a UTF-8 text"),
+    ("encode --data none.txt --list --workers 2", 2, "--workers means nothing with prompts; got -"),
     (f"{DATA} --output data/a.mp4/out", 4, "data/a.mp4/out: cannot write: a part of its path"),
     (f"{DATA} --output made", 2, "made: the clips there were encoded otherwise"),
 ]
@@ -70,6 +75,8 @@ def _folders(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("data").symlink_to(data)
     Path("empty").mkdir()
     Path("made").mkdir()
+    Path("none.txt").write_text(" \n\n")
+    Path("latin.txt").write_bytes(b"\xe9t\xe9\n")
     made = {"format": "mmpl-encoded", "version": 1, "width": 8}
     Path("made", "encoded.json").write_text(json.dumps(made))
 
@@ -95,7 +102,7 @@ def test_list(capfd: Capture) -> None:
     assert lines[0] == "refused: d.txt: a caption without a video"
     assert lines[1].startswith(r"refused: c\n.mp4: not a video this program reads")
     assert lines[2:] == ["3 clips of 3 videos; 2 refused"]
-    assert sorted(os.listdir()) == ["data", "empty", "made"]
+    assert sorted(os.listdir()) == ["data", "empty", "latin.txt", "made", "none.txt"]
 
 
 def test_the_embedded_model(capfd: Capture) -> None:
@@ -137,6 +144,25 @@ def test_procedural(capfd: Capture) -> None:
     clips = EncodedClips("out")
     assert [clips.name(i) for i in range(len(clips))] == ["procedural-0#0", "procedural-1#0"]
     assert clips.latents(0).shape == (4, 21, 4, 2)
+
+
+def test_prompts(capfd: Capture) -> None:
+    """Every line that says something, without a video; what needs clips says what they are."""
+    write_small(Path("model"))
+    Path("prompts.TXT").write_text("a red circle\r\n\n  a blue star\u2028moves \n")
+    assert call("encode --data prompts.TXT --list --model_path model") == 0
+    listed = ["line 1#0  a red circle", r"line 3#0  a blue star\u2028moves"]
+    assert capfd.readouterr().out.splitlines() == listed
+    usual = f"encode --data prompts.TXT --model_path model --size 32x16 {THREADS} --output"
+    assert call(f"{usual} out") == 0
+    assert "2 clips of 2 videos" in capfd.readouterr().err
+    clips = EncodedClips("out")
+    assert [clips.name(i) for i in range(len(clips))] == ["line 1#0", "line 3#0"]
+    assert len(clips.text(0, "short")) == len(clips.text(0, "dense")) == 4
+    assert latent_size(clips, CONFIGS.vae.spatial_stride) == (2, 4)
+    assert call(f"tune --model_path model --data out --runs r {THREADS}") == 3
+    err = capfd.readouterr().err
+    assert "error: out: these are captions alone, without clips; encode videos for this" in err
 
 
 def test_a_full_disk(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

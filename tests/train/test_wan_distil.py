@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mmpl.checkpoint.bundle import Transformer
 from mmpl.checkpoint.read import digest
-from mmpl.errors import ArgumentError
+from mmpl.errors import ArgumentError, InputError
 from mmpl.layout.presets import by_name
 from mmpl.train.distil import DistilRecipe
 from mmpl.train.log import rows
@@ -121,6 +121,35 @@ def test_captions_and_first_frames_are_those_of_the_same_clip() -> None:
     assert set(clips) == set(range(5))
     assert sum(text[0, 0].item() in dense for text in batch.texts) == pytest.approx(150, abs=25)
     assert drawn(np.random.default_rng(0), 2, by_name("mmpl_t2v")).given == {}
+
+
+class Prompts(FakeClips):
+    """The captions of the same clips, for latents of the same size: all that there is."""
+
+    def __init__(self) -> None:
+        stride = CONFIGS.vae.spatial_stride
+        made = {"frames": 0, "height": 4 * stride, "width": 4 * stride}
+        super().__init__(CONFIGS.dit, 5, made=made)
+
+    def latents(self, index: int, /) -> torch.Tensor:
+        raise AssertionError("prompts have no latents")
+
+
+def test_prompts_do_where_no_layout_begins_with_an_image(tmp_path: Path) -> None:
+    """They give the weights that the clips of the same captions give."""
+    texts_alone = plan(matching=replace(MATCHING, layouts=(("mmpl_t2v", 1.0),)))
+    found = []
+    for name, data in {"clips": CLIPS, "prompts": Prompts()}.items():
+        list(distil_wan(cast(), data, tmp_path / name, texts_alone))
+        found.append(averaged_weights(tmp_path / name)[0])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    wanted = "clip 0: captions alone have no first frame to begin with; got layout mmpl_i2v"
+    with pytest.raises(InputError, match=wanted):
+        list(distil_wan(cast(), Prompts(), tmp_path / "image", plan()))
+    wide = replace(TEACHER, text_dim=2 * TEACHER.text_dim)
+    other = replace(cast(), teacher=transformer(wide, 2))
+    with pytest.raises(InputError, match="the captions were encoded for another model"):
+        list(distil_wan(other, Prompts(), tmp_path / "wide", texts_alone))
 
 
 def test_a_layout_that_cannot_begin_with_own_seeds(tmp_path: Path) -> None:
