@@ -271,6 +271,8 @@ def test_names_of_methods() -> None:
         ("less", 0.1, 9.0, 5, "inconclusive"), ("same", -0.9, 0.9, 6, "reproduces"),
         ("same", 0.1, 0.9, 6, "reproduces"), ("same", 0.1, 1.1, 6, "does not"),
         ("same", -1.1, -0.1, 6, "does not"), ("same", -1.1, 0.9, 6, "inconclusive"),
+        ("no more", -0.9, 9.0, 6, "reproduces"), ("no more", -1.1, -0.1, 6, "does not"),
+        ("no more", -1.1, 9.0, 6, "inconclusive"), ("no more", 0.1, 9.0, 5, "inconclusive"),
         ("same", -0.5, 0.5, 2, "inconclusive"), ("less", -math.inf, math.inf, 1, "inconclusive"),
     ],
 )  # fmt: skip
@@ -285,7 +287,7 @@ def test_claims_are_about_methods_and_measures_there_are() -> None:
     for claim in CLAIMS:
         assert {claim.left, claim.right} <= set(ARMS)
         assert set(claim.measures) <= set(MEASURES)
-        assert claim.expect in ("less", "same")
+        assert claim.expect in ("less", "same", "no more")
     assert {claim.right for claim in CLAIMS} | {BASE, "mmpl_noise_unit_0.5"} >= set(
         BUDGETS["10m"].arms
     )
