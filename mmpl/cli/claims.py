@@ -17,10 +17,8 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
+    carried_out,
     one_of,
-    parse,
-    wants_help,
     whole,
 )
 from mmpl.cli.job import film_for
@@ -103,10 +101,10 @@ COMMAND = Command(
 
 def claims(argv: Sequence[str], console: Console) -> int:
     """Runs the command; `argv` is what follows its name. Raises MmplError."""
-    if wants_help(argv):
-        print_result(help_text(COMMAND).rstrip())
-        return 0
-    given = parse(COMMAND, argv)
+    return carried_out(COMMAND, _claims, argv, console)
+
+
+def _claims(given: Mapping[str, Any], console: Console) -> None:
     budget = _budget(given)
     if "output" in given:
         durable.check_writable(given["output"], overwrite=True)
@@ -147,7 +145,6 @@ def claims(argv: Sequence[str], console: Console) -> int:
 
     wanted = len(units_of(budget))
     _report(summary(methods, settings, wanted, known, speed_ups), given, console)
-    return 0
 
 
 def _budget(given: Mapping[str, Any]) -> Budget:

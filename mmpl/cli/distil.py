@@ -17,10 +17,8 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
+    carried_out,
     one_of,
-    parse,
-    wants_help,
     whole,
 )
 from mmpl.cli.shell import Console, cores, print_result
@@ -73,14 +71,14 @@ _HERE = {"stage", "films", "jump_steps", "compile", "output"}  # not with --data
 
 def command(argv: list[str], console: Console) -> int:
     """Exit code of `mmpl-train distil`."""
-    if wants_help(argv):
-        print_result(help_text(DISTIL).rstrip())
-        return 0
-    given = parse(DISTIL, argv)
+    return carried_out(DISTIL, _distil, argv, console)
+
+
+def _distil(given: Mapping[str, Any], console: Console) -> None:
     if "data" in given or "plan" in given:
         _refuse(given, _HERE, "with --data or --plan")
         distil_wan(given, console)
-        return 0
+        return
     _refuse(given, {flag.name for flag in FLAGS}, "without --data")
     wanted = given.get("stage", "all")
     stages = ALL if wanted == "all" else (wanted,)
@@ -112,7 +110,6 @@ def command(argv: list[str], console: Console) -> int:
         else:
             tiny_fast.bundle(model, read_tokenizer(tokenizer), runs, output)
             print_result(str(output))
-    return 0
 
 
 def _refuse(given: Mapping[str, Any], flags: Collection[str], where: str) -> None:

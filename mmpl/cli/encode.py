@@ -16,10 +16,8 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
+    carried_out,
     one_of,
-    parse,
-    wants_help,
     whole,
 )
 from mmpl.cli.model import model_folder
@@ -88,10 +86,10 @@ ENCODE = Command(
 
 def encode(argv: Sequence[str], console: Console) -> int:
     """Exit code of `mmpl-train encode`."""
-    if wants_help(argv):
-        print_result(help_text(ENCODE).rstrip())
-        return 0
-    given = parse(ENCODE, argv)
+    return carried_out(ENCODE, _encode, argv, console)
+
+
+def _encode(given: Mapping[str, Any], console: Console) -> None:
     _check(given)
     folder, _ = model_folder(given)
     choices = Choices(
@@ -104,7 +102,7 @@ def encode(argv: Sequence[str], console: Console) -> int:
     sources, refused = _sources(given["data"])
     if "list" in given:
         _list(sources, refused, choices.cut, workers, console)
-        return 0
+        return
     output = Path(given["output"])
     require_same(output, made_of(sources, choices, folder.digests))
 
@@ -129,7 +127,6 @@ def encode(argv: Sequence[str], console: Console) -> int:
     clips = len(EncodedClips(output, verify=False))
     console.say(f"{clips} clips of {len(sources)} videos; {len(listed)} refused")
     print_result(str(output))
-    return 0
 
 
 def _check(given: Mapping[str, Any]) -> None:

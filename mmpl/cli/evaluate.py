@@ -18,9 +18,7 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
-    parse,
-    wants_help,
+    carried_out,
     whole,
 )
 from mmpl.cli.job import RANDOM_SEEDS, film_for
@@ -107,15 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str], console: Console) -> int:
     if argv[:1] == ["claims"]:
         return claims(argv[1:], console)
-    if wants_help(argv):
-        print_result(help_text(EVAL).rstrip())
-        return 0
-    given = parse(EVAL, argv)
+    return carried_out(EVAL, _evaluate, argv, console)
+
+
+def _evaluate(given: Mapping[str, Any], console: Console) -> None:
     words = given["what"].split("\n")
     if words != ["adherence"]:
         _only(given, FILMS, ADHERENCE)
         measure_films(words, given, console)
-        return 0
+        return
     _only(given, ADHERENCE, FILMS)
     folder = check_folder(given.get("model_path", EMBEDDED_MODEL))
     duration_s = given.get("duration")
@@ -130,7 +128,6 @@ def _command(argv: list[str], console: Console) -> int:
 
     torch.set_num_threads(given.get("threads", cores()))
     _measure(load_model(folder), request, film, given, console)
-    return 0
 
 
 def _only(given: Mapping[str, Any], what: str, other: str) -> None:

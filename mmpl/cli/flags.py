@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mmpl.cli.shell import Console, print_result
 from mmpl.errors import ArgumentError
 
 MACHINE = "machine"
@@ -96,6 +97,21 @@ def parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
 
 def wants_help(argv: Sequence[str]) -> bool:
     return any(word in _HELP for word in argv)
+
+
+def carried_out(
+    command: Command,
+    action: Callable[[Mapping[str, Any], Console], None],
+    argv: Sequence[str],
+    console: Console,
+) -> int:
+    """Prints the help or does what the command is for, with the flags that are given; returns the
+    exit code. Raises what `parse` and the action do."""
+    if wants_help(argv):
+        print_result(help_text(command).rstrip())
+    else:
+        action(parse(command, argv), console)
+    return 0
 
 
 def help_text(command: Command, values: Mapping[str, Any] | None = None) -> str:

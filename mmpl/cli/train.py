@@ -17,10 +17,8 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
+    carried_out,
     one_of,
-    parse,
-    wants_help,
     whole,
 )
 from mmpl.cli.shell import Console, cores, print_result, run
@@ -111,14 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str], console: Console) -> int:
     verb = VERBS.get(argv[0]) if argv else None
-    return verb(argv[1:], console) if verb else _train(argv, console)
+    return verb(argv[1:], console) if verb else carried_out(TRAIN, _train, argv, console)
 
 
-def _train(argv: list[str], console: Console) -> int:
-    if wants_help(argv):
-        print_result(help_text(TRAIN).rstrip())
-        return 0
-    given = parse(TRAIN, argv)
+def _train(given: Mapping[str, Any], console: Console) -> None:
     stages = STAGES if given["stage"] == "all" else (given["stage"],)
     if "model_path" in given:
         stages = _stages_after(given["stage"])
@@ -154,7 +148,6 @@ def _train(argv: list[str], console: Console) -> int:
         else:
             pipeline.bundle(blueprint, runs, output)
             print_result(str(output))
-    return 0
 
 
 def _stages_after(stage: str) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,9 @@ from mmpl.cli.flags import (
     THREADS,
     Command,
     Flag,
-    help_text,
+    carried_out,
     one_of,
-    parse,
     real,
-    wants_help,
     whole,
 )
 from mmpl.cli.model import model_folder
@@ -139,25 +137,12 @@ EXPORT = Command(
 
 def tune(argv: Sequence[str], console: Console) -> int:
     """Exit code of `mmpl-train tune`."""
-    return _carried_out(TUNE, _tune, argv, console)
+    return carried_out(TUNE, _tune, argv, console)
 
 
 def export(argv: Sequence[str], console: Console) -> int:
     """Exit code of `mmpl-train export`."""
-    return _carried_out(EXPORT, _export, argv, console)
-
-
-def _carried_out(
-    command: Command,
-    action: Callable[[Mapping[str, Any], Console], None],
-    argv: Sequence[str],
-    console: Console,
-) -> int:
-    if wants_help(argv):
-        print_result(help_text(command).rstrip())
-    else:
-        action(parse(command, argv), console)
-    return 0
+    return carried_out(EXPORT, _export, argv, console)
 
 
 # --------------------------------------------------------------------------------------- tune
