@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from mmpl.wan.dit_block import BlockFn, block
+from mmpl.layout.presets import mmpl_t2v
+from mmpl.wan.compiled import compiled_block
 from mmpl.wan.ops import BFLOAT16, FLOAT32, Precision
 from tests.bench import cases, figures, official
 from tests.bench.cases import Row
@@ -50,7 +51,8 @@ def counted(checkout: Path | None, *, compiles: bool) -> Iterator[tuple[str, Fig
             yield f"block {name}, official", figures.block_figures(counts, figures.BLOCK)
         if compiles:
             yield f"block {name}, compiled", figures.compiled_block(precision)
-    yield "denoising step", figures.step_figures()
+    yield "denoising step", figures.step_figures(stored=mmpl_t2v().frames)
+    yield "denoising step, 15 slots", figures.step_figures()
     yield "compilations per group", figures.graphs_per_group()
 
 
@@ -71,8 +73,7 @@ def forward(row: Row, precision: Precision, given: argparse.Namespace) -> Figure
     """Seconds of CPU time of a whole forward, and how many times as long the other sides take."""
     sides = {"ours": cases.forward_call(row, precision), "floor": floor_call(row, precision)}
     if not given.no_compile:
-        compiled: BlockFn = torch.compile(block, dynamic=False)
-        sides["compiled"] = cases.forward_call(row, precision, block_fn=compiled)
+        sides["compiled"] = cases.forward_call(row, precision, block_fn=compiled_block())
     if given.official:
         sides["official"] = official.forward_call(given.official, row, precision)
     taken = in_turns(sides, given.rounds)
