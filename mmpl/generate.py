@@ -29,7 +29,7 @@ from mmpl.film.exchange import LEADER, GroupExchange, agreed, in_touch
 from mmpl.film.given import Given, check_given, encode_pictures
 from mmpl.film.job import settings_of
 from mmpl.film.measure import measured_costs
-from mmpl.film.pins import Pictures, with_pictures
+from mmpl.film.pictures import Pictures, with_pictures
 from mmpl.film.runtime import (
     Alone,
     Frames,

@@ -21,7 +21,16 @@ from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
 from mmpl.layout.gantt import gantt_svg, gantt_text
 from mmpl.layout.layout import Layout
-from mmpl.layout.mesh import Choice, Machine, Mesh, Sizes, choose_mesh, rank_bytes, stage_costs
+from mmpl.layout.mesh import (
+    Choice,
+    Machine,
+    Mesh,
+    Sizes,
+    check_mesh,
+    choose_mesh,
+    rank_bytes,
+    stage_costs,
+)
 from mmpl.layout.schedule import Costs, build_schedule
 from mmpl.layout.simulate import Timeline, makespan_bound, simulate, watch_from_s
 from mmpl.layout.work import Work
@@ -144,6 +153,19 @@ def predict(plan: Plan) -> Choice:
         simulate(schedule, costs),
         rank_bytes(plan.work, plan.sizes, mesh, plan.branches),
     )
+
+
+def mesh_of(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number: int) -> Mesh:
+    """How `number` processes share the work; by the cost model it may be fewer of them."""
+    mesh = settings.get("parallel", Mesh(number))
+    if mesh is None:
+        return predict(plan_of(film, folder, {**settings, "ranks": number, "parallel": None})).mesh
+    if mesh.ranks != number:
+        raise ArgumentError(
+            "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
+        )
+    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
+    return mesh
 
 
 def _stated(layout: Layout, stage_seconds: tuple[float, ...]) -> Costs:

@@ -36,7 +36,8 @@ from mmpl.errors import ArgumentError
 from mmpl.film.given import Given, encode_pictures
 from mmpl.film.given_file import read_given, write_given
 from mmpl.film.job import is_begun, settings_of
-from mmpl.film.pins import pins_text, with_pictures
+from mmpl.film.pictures import with_pictures
+from mmpl.film.pins import pins_text
 from mmpl.generate import (
     Event,
     Frames,

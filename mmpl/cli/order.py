@@ -13,11 +13,11 @@ from mmpl.checkpoint.folder import ModelFolder
 from mmpl.cli import job, pictures
 from mmpl.cli.model import model_folder
 from mmpl.cli.pictures import Clip
-from mmpl.cli.place import Place
+from mmpl.cli.place import PATIENCE_S, Place
 from mmpl.cli.shell import Console, cores
 from mmpl.errors import ArgumentError
 from mmpl.film.job import PREVIEW
-from mmpl.film.pins import Pictures, with_pictures
+from mmpl.film.pictures import Pictures, with_pictures
 from mmpl.film.settings import Film, Request
 from mmpl.media.durable import check_writable
 
@@ -72,7 +72,7 @@ def order_of(
     settings: Mapping[str, Any], record: job.Record, here: Place | None, console: Console
 ) -> Order:
     """What is to be made, checked as far as can be before anything is loaded or written."""
-    from mmpl.cli import parallel
+    from mmpl.cli import dry_run
     from mmpl.media.video import check_size
 
     output = settings.get("output", OUTPUT)
@@ -108,8 +108,8 @@ def order_of(
         job_dir=settings.get("job_dir"),
         schedule={name: settings[name] for name in ("schedule", "order") if name in settings},
         place=here,
-        patience_s=settings.get("rank_timeout", parallel.PATIENCE_S),
-        mesh=None if here is None else parallel.mesh_of(settings, film, folder, here.ranks),
+        patience_s=settings.get("rank_timeout", PATIENCE_S),
+        mesh=None if here is None else dry_run.mesh_of(settings, film, folder, here.ranks),
     )
 
 

@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpl.checkpoint.folder import ModelFolder
-from mmpl.cli import ranks
+from mmpl.cli import dry_run, ranks
 from mmpl.cli.job import tidy
 from mmpl.cli.order import Order
+from mmpl.cli.place import PATIENCE_S
 from mmpl.cli.shell import Console, cores
 from mmpl.errors import ArgumentError
 from mmpl.film.settings import Film
-from mmpl.layout.mesh import Mesh, check_mesh
 
 MOST_RANKS = 256
-PATIENCE_S = 60.0
 COMPILING_S = 300.0  # where a pass may have to be compiled first
 
 
@@ -36,7 +34,7 @@ def make(
     if "parallel" not in settings:
         wanted = _useful(wanted, film, console)
     threads = settings.get("threads", max(1, cores() // len(wanted)))
-    mesh = mesh_of(settings, film, order.folder, len(wanted))
+    mesh = dry_run.mesh_of(settings, film, order.folder, len(wanted))
     ranks.supervise(
         argv,
         {
@@ -85,22 +83,6 @@ def _useful(devices: list[str], film: Film, console: Console) -> list[str]:
         f"going on with {most}"
     )
     return devices[:most]
-
-
-def mesh_of(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number: int) -> Mesh:
-    """How `number` processes share the work; by the cost model it may be fewer of them."""
-    mesh = settings.get("parallel", Mesh(number))
-    if mesh is None:
-        from mmpl.cli import dry_run
-
-        wanted = {**settings, "ranks": number, "parallel": None}
-        return dry_run.predict(dry_run.plan_of(film, folder, wanted)).mesh
-    if mesh.ranks != number:
-        raise ArgumentError(
-            "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
-        )
-    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
-    return mesh
 
 
 def _counted(segments: int) -> str:

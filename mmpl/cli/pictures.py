@@ -12,7 +12,8 @@ from mmpl.cli.flags import DURATION
 from mmpl.cli.job import Record
 from mmpl.cli.shell import printable
 from mmpl.errors import ArgumentError, InputError
-from mmpl.film.pins import Pictures, landing
+from mmpl.film.pictures import Pictures
+from mmpl.film.pins import landing
 from mmpl.film.settings import Film
 from mmpl.layout.timeline import film_frame
 

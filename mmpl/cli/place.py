@@ -17,6 +17,7 @@ from mmpl.errors import RankError
 
 FOLDER = "MMPL_FOLDER"  # where the processes of one film meet, on one machine
 PARENT = "MMPL_PARENT"  # the process that started them there
+PATIENCE_S = 60.0  # how long a process may be silent
 _PR_SET_PDEATHSIG = 1
 
 

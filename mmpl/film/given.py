@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mmpl.errors import ArgumentError
-from mmpl.film.pins import Pictures, landing
+from mmpl.film.pictures import Pictures
+from mmpl.film.pins import landing
 from mmpl.film.segment import Latents
 from mmpl.film.settings import Film
 from mmpl.wan import vae

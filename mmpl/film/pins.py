@@ -1,4 +1,4 @@
-"""Pictures pinned in a film: which latent frames are given, and where a moment lands. No torch.
+"""Pins of a film: which latent frames are given, and where a moment lands. No torch.
 
 As text, which is how job files hold them, `#3.10:0123456789abcdef` is latent frame 10 of the third
 segment, and the start of the digest of what it shows.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmpl.errors import ArgumentError
@@ -18,9 +18,6 @@ from mmpl.layout.timeline import Chain, latent_of, locate, segments_for
 if TYPE_CHECKING:  # numpy takes a moment that --help need not wait for
     import numpy as np
     from numpy.typing import NDArray
-
-    from mmpl.film.settings import Film, Request  # which read pins
-    from mmpl.media.image import Pixels
 
 _PIN = re.compile(r"#(\d{1,7})\.(\d{1,4}):((?:kept)?[0-9a-f]{16})")
 _KEPT = "kept"  # how the digest of latents begins that are not a picture's, but the film's own
@@ -40,40 +37,9 @@ class Pin:
         return self.digest.startswith(_KEPT)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pictures:
-    """What is given: `stills` (film frame, HWC), one after the other, and `clip_FHWC`, the last
-    frames of a clip that the film goes on from, as many as segments overlap, or None. Pixels are
-    uint8 RGB of the film's size."""
-
-    stills: tuple[tuple[int, Pixels], ...] = ()
-    clip_FHWC: Pixels | None = None
-
-
-def with_pictures(request: Request, film: Film, pictures: Pictures, layout_i2v: str) -> Request:
-    """`request`, which means `film` before, with the pins of `pictures`.
-
-    A film that begins with a given frame is made in `layout_i2v`, unless the request names a
-    layout. Raises ArgumentError for pixels of another size and moments outside the film.
-    """
-    chain, pins = film.chain, []
-    lead = 0
-    if pictures.clip_FHWC is not None:
-        _check_pixels(pictures.clip_FHWC, (chain.overlap, film.height, film.width, 3))
-        lead = chain.overlap
-        pins += [Pin(0, seed, _digest(pictures.clip_FHWC)) for seed in range(chain.seeds)]
-    for frame, pixels_HWC in pictures.stills:
-        _check_pixels(pixels_HWC, (film.height, film.width, 3))
-        pins.append(Pin(*landing(chain, film.frames, lead, frame), _digest(pixels_HWC)))
-    layout = request.layout
-    if lead == 0 and any((pin.segment, pin.latent) == (0, 0) for pin in pins):
-        layout = layout or layout_i2v
-    return replace(request, given=pins_text(pins), lead=lead, layout=layout)
-
-
 def kept_pin(segment: int, latent: int, z_BCHW: NDArray[np.float32]) -> Pin:
     """The pin that holds a latent frame as the film has it."""
-    return Pin(segment, latent, _KEPT + _digest(z_BCHW))
+    return Pin(segment, latent, _KEPT + digest_of(z_BCHW))
 
 
 def landing(chain: Chain, frames: int, lead: int, frame: int) -> tuple[int, int]:
@@ -120,14 +86,6 @@ def pins_text(pins: Iterable[Pin]) -> str:
     return ",".join(f"#{pin.segment + 1}.{pin.latent}:{pin.digest}" for pin in sorted(pins))
 
 
-def _digest(array: NDArray[Any]) -> str:
+def digest_of(array: NDArray[Any]) -> str:
+    """Of what a pin shows, as its text has it."""
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:16]
-
-
-def _check_pixels(pixels: Pixels, shape: tuple[int, ...]) -> None:
-    if str(pixels.dtype) != "uint8" or pixels.shape != shape:
-        raise ArgumentError(
-            "not a picture of the film's size",
-            got=f"{pixels.dtype} {pixels.shape}",
-            wanted=f"uint8 {shape}",
-        )
