@@ -21,6 +21,7 @@ from tests.house_rules import (
     WRITES_PICKLES,
     Source,
     caller_keeps_state,
+    circle,
     floors,
     inert_import,
     integers_only,
@@ -58,6 +59,10 @@ def test_quick_answers_need_no_torch() -> None:
     ways = [way_to_torch(module, SOURCES) for module in quick]
     found = [" > ".join(way) for way in ways if way]
     assert not found, "\n".join(found)
+
+
+def test_no_files_import_each_other() -> None:
+    assert circle(SOURCES) == []
 
 
 def test_top_level() -> None:
@@ -169,6 +174,21 @@ def test_torch_is_found_through_others() -> None:
     assert way_to_torch("mmpl.a", known) == ["mmpl.a", "mmpl.b", "mmpl.c", "torch.nn"]
     assert way_to_torch("mmpl.r", known) == ["mmpl.r", "mmpl.p", "safetensors.torch.load_file"]
     assert way_to_torch("mmpl.d", known) == way_to_torch("mmpl.e", known) == []
+
+
+def test_circles_are_found() -> None:
+    texts = {
+        "mmpl": "",
+        "mmpl.a": "from mmpl import b",
+        "mmpl.b": "def f():\n    from mmpl.c import x",
+        "mmpl.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import mmpl.b.y",
+        "mmpl.d": "import numpy\nfrom mmpl.e import z",
+        "mmpl.e": "x = 1",
+    }
+    known = {module: Source(module, text) for module, text in texts.items()}
+    assert circle(known) == ["mmpl.a", "mmpl.b", "mmpl.c"]
+    del known["mmpl.c"]
+    assert circle(known) == []
 
 
 def test_strangers_are_found() -> None:
