@@ -122,10 +122,11 @@ def _encode(given: Mapping[str, Any], console: Console) -> None:
             continue
         listed += event.refused
         how = "" if event.made else ", made before"
-        console.say(f"shard {event.number} of {event.shards}: {event.clips} clips{how}")
+        what = _counted(event.clips, choices.cut)
+        console.say(f"shard {event.number} of {event.shards}: {what}{how}")
     _tell(listed, console)
     clips = len(EncodedClips(output, verify=False))
-    console.say(f"{clips} clips of {len(sources)} videos; {len(listed)} refused")
+    _sum_up(clips, choices.cut, sources, listed, console)
     print_result(str(output))
 
 
@@ -200,7 +201,18 @@ def _list(
         for start in starts:
             print_result(printable(f"{source.name}#{start}  {caption}"))
     _tell(refused, console, most=len(refused))
-    console.say(f"{clips} clips of {len(sources)} videos; {len(refused)} refused")
+    _sum_up(clips, cut, sources, refused, console)
+
+
+def _counted(clips: int, cut: Cut) -> str:
+    return f"{clips} {'clips' if cut.frames else 'prompts'}"
+
+
+def _sum_up(
+    clips: int, cut: Cut, sources: Sequence[Source], refused: Sequence[Refused], console: Console
+) -> None:
+    videos = f" of {len(sources)} videos; {len(refused)} refused" if cut.frames else ""
+    console.say(_counted(clips, cut) + videos)
 
 
 def _starts(cut: Cut, source: Source) -> list[int] | Refused:

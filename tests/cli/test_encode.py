@@ -155,7 +155,7 @@ def test_prompts(capfd: Capture) -> None:
     assert capfd.readouterr().out.splitlines() == listed
     usual = f"encode --data prompts.TXT --model_path model --size 32x16 {THREADS} --output"
     assert call(f"{usual} out") == 0
-    assert "2 clips of 2 videos" in capfd.readouterr().err
+    assert capfd.readouterr().err.splitlines() == ["shard 1 of 1: 2 prompts", "2 prompts"]
     clips = EncodedClips("out")
     assert [clips.name(i) for i in range(len(clips))] == ["line 1#0", "line 3#0"]
     assert len(clips.text(0, "short")) == len(clips.text(0, "dense")) == 4
