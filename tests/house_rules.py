@@ -396,7 +396,7 @@ def circle(known: Mapping[str, Source]) -> list[str]:
     """Files that import each other in a circle, and those that import such, for whatever end and
     wherever the imports stand; empty if there are none."""
     left = {
-        module: {_longest(full, known) for _, full in imports_of(source.tree)} - {module, ""}
+        module: {_file_of(full, known) for _, full in imports_of(source.tree)} - {module, ""}
         for module, source in known.items()
     }
     while free := [module for module, others in left.items() if not others & left.keys()]:
@@ -405,7 +405,7 @@ def circle(known: Mapping[str, Source]) -> list[str]:
     return sorted(left)
 
 
-def _longest(full: str, known: Mapping[str, Source]) -> str:
+def _file_of(full: str, known: Mapping[str, Source]) -> str:
     """The file that a full name is of; "" if it is none of these."""
     while full and full not in known:
         full = full.rpartition(".")[0]

@@ -86,10 +86,7 @@ def plan_of(film: Film, folder: ModelFolder, settings: Mapping[str, Any]) -> Pla
     gpus = settings.get("gpus")
     ranks = settings.get("ranks", len(gpus) if gpus else 1)
     mesh = settings.get("parallel", Mesh(ranks))
-    if ranks < 1 or (mesh is not None and mesh.ranks != ranks):
-        raise ArgumentError(
-            "the mesh is of another number of processes", got=str(mesh), wanted=f"{ranks} in all"
-        )
+    _check_number(mesh, ranks)
     tflops = settings.get("tflops", PAPER_TFLOPS)
     return Plan(
         work=film.work,
@@ -160,12 +157,16 @@ def mesh_of(settings: Mapping[str, Any], film: Film, folder: ModelFolder, number
     mesh = settings.get("parallel", Mesh(number))
     if mesh is None:
         return predict(plan_of(film, folder, {**settings, "ranks": number, "parallel": None})).mesh
-    if mesh.ranks != number:
+    _check_number(mesh, number)
+    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
+    return mesh
+
+
+def _check_number(mesh: Mesh | None, number: int) -> None:
+    if number < 1 or (mesh is not None and mesh.ranks != number):
         raise ArgumentError(
             "the mesh is of another number of processes", got=str(mesh), wanted=f"{number} in all"
         )
-    check_mesh(mesh, folder.configs.dit.num_heads, 1 if film.guidance_scale == 1.0 else 2)
-    return mesh
 
 
 def _stated(layout: Layout, stage_seconds: tuple[float, ...]) -> Costs:

@@ -214,8 +214,7 @@ def tuning_loss(
 def check_clips(clips: Clips, config: DiTConfig, frames: int) -> None:
     """Raises InputError unless there are clips, and the first one fits the network and has so many
     latent frames."""
-    if not len(clips):
-        raise InputError("there are no clips to learn from")
+    check_captions(clips, config)
     z_CTHW = clips.latents(0)
     patch = config.patch_size[1:]
     wanted = f"{config.in_dim} x {frames} x multiples of {patch[0]} and {patch[1]}"
@@ -226,7 +225,6 @@ def check_clips(clips: Clips, config: DiTConfig, frames: int) -> None:
             "the clips were encoded for another model", where=clips.name(0), got=f"latents {got}",
             wanted=wanted, todo="encode them with the VAE of this model",
         )  # fmt: skip
-    check_captions(clips, config)
 
 
 def captions_alone(clips: Clips) -> bool:
@@ -244,7 +242,9 @@ def latent_size(clips: Clips, stride: int) -> tuple[int, int]:
 
 
 def check_captions(clips: Clips, config: DiTConfig) -> None:
-    """Raises InputError unless the texts of the first clip fit the network."""
+    """Raises InputError unless there are clips, and the texts of the first one fit the network."""
+    if not len(clips):
+        raise InputError("there are no clips to learn from")
     for text_JD in (clips.negative, *(clips.text(0, kind) for kind in KINDS)):
         if text_JD.shape[1:] != (config.text_dim,) or len(text_JD) > config.text_len:
             raise InputError(
