@@ -149,7 +149,8 @@ def cross_attention(
 def text_kv(params: BlockParams, config: DiTConfig, y_BJD: Tensor, precision: Precision) -> LayerKV:
     """Keys and values of text tokens y_BJD for a block's cross-attention."""
     layer = params.cross_attn
-    k_BJNK = normed_heads(layer.k, layer.norm_k, config, y_BJD, precision, config.eps)
+    eps = ops.epsilon(config.eps, precision, y_BJD.device)
+    k_BJNK = normed_heads(layer.k, layer.norm_k, config, y_BJD, precision, eps)
     v_BJNK = heads(linear(layer.v, y_BJD, precision.compute), config)
     return LayerKV(cast(k_BJNK, precision.compute), v_BJNK)
 
@@ -160,7 +161,7 @@ def normed_heads(
     config: DiTConfig,
     y_BLD: Tensor,
     precision: Precision,
-    eps: float | Tensor,
+    eps: Tensor,
 ) -> Tensor:
     """Queries or keys [B, L, N, K], normed over all heads together, in the island format."""
     projected = linear(matrix, y_BLD, precision.compute)

@@ -79,17 +79,17 @@ def epsilon(eps: float, precision: Precision, device: torch.device) -> Tensor:
     return torch.full((), eps, dtype=at_least_float32(precision.compute), device=device)
 
 
-def rms_norm_(params: Weight, x: Tensor, eps: float | Tensor, dtype: torch.dtype) -> Tensor:
+def rms_norm_(params: Weight, x: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
     """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
 
-    In this order, with the statistics in float32 or better. Without gradient `x` is overwritten.
+    In this order, with the statistics in float32 or better. `eps` is of `epsilon`. Without gradient
+    `x` is overwritten.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x.dtype))
+    mean_square = torch.addcmul(eps, length, length, value=1 / x.shape[-1])
     if torch.is_grad_enabled():
-        scale = torch.rsqrt(torch.add(eps, length.square(), alpha=1 / x.shape[-1]))
-        return cast(x * scale, x.dtype) * cast(params.weight, dtype)
-    scale = torch.add(eps, length.square_(), alpha=1 / x.shape[-1]).rsqrt_()
-    return x.mul_(scale) * cast(params.weight, dtype)
+        return cast(x * mean_square.rsqrt(), x.dtype) * cast(params.weight, dtype)
+    return x.mul_(mean_square.rsqrt_()) * cast(params.weight, dtype)
 
 
 def modulation(m_BTMD: Tensor) -> tuple[Tensor, ...]:

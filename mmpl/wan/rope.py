@@ -46,12 +46,16 @@ def rope_table(
 
 def rope(x_BLNK: Tensor, table_L1C2: Tensor) -> Tensor:
     """`x` turned by the angles of `table`, computed in the table's format, which is returned."""
-    pairs = torch.unflatten(cast(x_BLNK, table_L1C2.dtype), -1, (-1, 2))
+    x_BLNK = cast(x_BLNK, table_L1C2.dtype)
     if torch.compiler.is_compiling():  # the compiler fuses real arithmetic only, and no joins
+        pairs = torch.unflatten(x_BLNK, -1, (-1, 2))
         cos, sin = table_L1C2.split(1, dim=-1)
         sign = 2 * torch.arange(2, device=pairs.device) - 1
         return (pairs * cos + pairs.flip(-1) * (sin * sign)).flatten(-2)
-    turned = torch.view_as_complex(pairs) * torch.view_as_complex(table_L1C2)
+    turns_L1C = torch.view_as_complex(table_L1C2)
+    if not torch.is_grad_enabled():  # numbers seen in another format have no gradient
+        return (x_BLNK.view(turns_L1C.dtype) * turns_L1C).view(x_BLNK.dtype)
+    turned = torch.view_as_complex(torch.unflatten(x_BLNK, -1, (-1, 2))) * turns_L1C
     return torch.view_as_real(turned).flatten(-2)
 
 

@@ -61,7 +61,7 @@ def timed(given: argparse.Namespace) -> Iterator[tuple[str, Figures]]:
     sides: dict[str, Call] = {"ours": cases.block_call(HOST, FLOAT32)}
     if given.official:
         sides["official"] = official.block_call(given.official, HOST, FLOAT32)
-    taken = in_turns(sides, given.rounds)
+    taken = in_turns(sides, given.rounds, in_a_row=5)  # passes of a film follow each other
     host = {f"{name} us": one.cpu_s / HOST.layers * 1e6 for name, one in taken.items()}
     yield "host per block", host
     rows = [(row, name) for name in FORMATS for row in ROWS]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ def test_sides_are_timed_in_turns() -> None:
     taken = in_turns(sides, 3)
     assert "".join(order) == "ab" * 4
     assert set(taken) == {"a", "b"}
+    order.clear()
+    in_turns(sides, 3, in_a_row=2)
+    assert "".join(order) == "aabb" * 4
+
+
+def test_calls_in_a_row_are_timed_as_one() -> None:
+    sides = {"a": lambda: time.sleep(0.05)}
+    assert in_turns(sides, 2, in_a_row=4)["a"].wall_s < 0.15
 
 
 def test_the_floor_is_the_products_and_the_attention_of_a_forward() -> None:

@@ -26,16 +26,18 @@ class Taken:
     wall_s: float
 
 
-def in_turns(sides: dict[str, Call], rounds: int) -> dict[str, Taken]:
-    """The time of one call of each side, after one call that is not counted."""
+def in_turns(sides: dict[str, Call], rounds: int, *, in_a_row: int = 1) -> dict[str, Taken]:
+    """The time of one call of each side, after one turn that is not counted. A turn is so many
+    calls `in_a_row`: for what is short and in use follows itself, not another side."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, call in sides.items():
             cpu, wall = time.process_time(), time.perf_counter()
-            call()
+            for _ in range(in_a_row):
+                call()
             spent = time.process_time() - cpu, time.perf_counter() - wall
             if number:
-                taken[name].append(spent)
+                taken[name].append((spent[0] / in_a_row, spent[1] / in_a_row))
     return {
         name: Taken(*(statistics.median(column) for column in zip(*found, strict=True)))
         for name, found in taken.items()

@@ -63,6 +63,17 @@ def test_compiled_formulation(case: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert golden.worst(turned, wanted) <= TOLERANCE
 
 
+def test_same_bits_with_and_without_gradient() -> None:
+    table = rope_table(DiTConfig(dim=24, num_heads=2), range(2), 2, 3)
+    x = torch.randn(1, 12, 2, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    turned = rope(x, table)
+    with torch.no_grad():
+        assert torch.equal(rope(x, table), turned)
+    # A turn keeps lengths, so the gradient of half a squared length is what was turned.
+    (gradient,) = torch.autograd.grad(turned, x, turned.detach())
+    assert golden.worst(gradient, x.detach()) <= TOLERANCE
+
+
 @pytest.mark.parametrize("case", SINUSOIDS)
 def test_sinusoid(case: str) -> None:
     wanted = TENSORS[f"{case}.out"]
