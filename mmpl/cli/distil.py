@@ -41,8 +41,8 @@ DISTIL = Command(
     "teacher's trajectories (paths), regression to their ends (jump), if asked for distribution "
     "matching on own rollouts (match, Self-MMPL), a model folder (bundle). With --data any Wan "
     "model or bundle, by distribution matching alone, with the paper's settings (Table 8) as "
-    "defaults; `export` writes the result. Resumes at its last checkpoint; stop it with "
-    "Ctrl-C.",
+    "defaults; `export` writes the result. Stop it with Ctrl-C, which saves at the "
+    "end of a step; the same command goes on from there.",
     epilog="Hyphens may stand for underscores. The path of the model folder, or with --data of the "
     "run, is printed on stdout, all else on stderr. Exit codes: as of mmpl-train.",
     groups=(WORK, CLIPS, MOVING, FILES, MACHINE),

@@ -41,8 +41,8 @@ TRAIN = Command(
     name=NAME,
     usage="mmpl-train STAGE [flags]\n"
     + "\n".join(f"       mmpl-train {verb} --help" for verb in VERBS),
-    description="Trains the small embedded model on procedural clips. Every stage resumes at "
-    "its last checkpoint; stop it with Ctrl-C.",
+    description="Trains the small embedded model on procedural clips. Stop it with "
+    "Ctrl-C, which saves at the end of a step; the same command goes on from there.",
     epilog="Hyphens may stand for underscores. The path of the model folder is printed on stdout, "
     "all else on stderr. Exit codes: 0 done, 1 internal error, 2 wrong argument or a run folder of "
     "another recipe, 3 input refused, 4 output or disk, 7 the loss is not finite, 8 out of memory, "

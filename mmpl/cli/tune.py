@@ -56,8 +56,9 @@ TUNE = Command(
     name="mmpl-train tune",
     usage="mmpl-train tune --data SHARDS [flags]",
     description="Trains the transformer of a Wan model (or of a small bundle) to plan and populate "
-    "segments, by teacher forcing. The defaults are the paper's (Table 8). Resumes at its "
-    "last checkpoint (--save_every); stop it with Ctrl-C.",
+    "segments, by teacher forcing. The defaults are the paper's (Table 8). Stop it with "
+    "Ctrl-C, which saves at the end of a step, as --save_every does; the same command goes on from "
+    "there.",
     epilog="Hyphens may stand for underscores. The run folder is printed on stdout, all else on "
     f"stderr. {_CODES}",
     groups=(LEARNING, MOVING, FILES, MACHINE),

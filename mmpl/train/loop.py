@@ -26,6 +26,7 @@ from mmpl.train.recipe import new_record, write_record
 from mmpl.train.state import STATE_FILE as STATE_FILE
 from mmpl.train.state import State, Weights
 from mmpl.train.state import averaged_weights as averaged_weights
+from mmpl.train.stopping import Wish
 from mmpl.train.world import ALONE, World
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> value to minimise, metrics
@@ -88,7 +89,8 @@ def train(  # noqa: PLR0913
     Raises ArgumentError when the folder belongs to another recipe or setting, or is in use,
     InputError for a damaged state, OutputError, and NumericError on a loss, gradient or weight that
     is not finite, naming the step's samples where `samples_of` knows them; the last good state
-    stays.
+    stays. Ctrl-C and SIGTERM raise what they raise anywhere, but at the end of a step, in all
+    processes the same one, which is saved; a second one raises at once.
     """
     now = state.begin(start, recipe)
     side = Side(now, recipe, Guard(run, samples_of), world)
@@ -187,6 +189,7 @@ def run_steps(  # noqa: PLR0913
     makes the function that does a step: it returns what the step says, with its loss, and what
     only the log says. Raises as `train` does.
     """
+    wish = Wish()
     durable.make_folder(run)
     with durable.locked(run) if world.leads else nullcontext():
         record = new_record(run, recipe, setting, done=state.steps_done(run))
@@ -201,16 +204,20 @@ def run_steps(  # noqa: PLR0913
         recent: dict[str, list[float]] = {"loss": []}
         since = time.monotonic()
         while step < recipe.steps:
-            for weights in states.values():
-                weights.drop_gradients()  # they would lie beside the next activations
-            told, logged = step_(step)
-            step += 1
-            if world.leads:
-                log.append(run, step, {**told, **logged})
+            with wish.held():
+                for weights in states.values():
+                    weights.drop_gradients()  # they would lie beside the next activations
+                told, logged = step_(step)
+                step += 1
+                if world.leads:
+                    log.append(run, step, {**told, **logged})
+                stops = world.any(bool(wish))
+                if stops or step % save_every == 0 or step == recipe.steps:
+                    _save(run, states, step, guard, world)
+            if stops:
+                wish.grant(f"step {step} is saved, the same command goes on from there")
             for name, value in told.items():
                 recent.setdefault(name, []).append(value)
-            if step % save_every == 0 or step == recipe.steps:
-                _save(run, states, step, guard, world)
             if step % report_every == 0 or step == recipe.steps:
                 means = {name: sum(parts) / len(parts) for name, parts in sorted(recent.items())}
                 pace = (time.monotonic() - since) / len(recent["loss"])

@@ -59,6 +59,10 @@ class World:
             values = (summed / self.size).tolist()
         return dict(zip(names, values))
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in one of the processes."""
+        return self.mean({"": float(here)})[""] > 0
+
     def average_gradients_(self, weights: Sequence[Tensor]) -> None:
         """Makes the gradients of replicated weights those of the whole batch. Sharded weights are
         left alone: FSDP has done so. A weight that some process has a gradient of gets one on all.
