@@ -39,7 +39,7 @@ _INSTALL = {
 def sdpa(q_BLNK: Tensor, k_BSNK: Tensor, v_BSNK: Tensor, mask_LS: Tensor | None = None) -> Tensor:
     """torch's scaled_dot_product_attention, which picks its own kernel."""
     q_BNLK, k_BNSK, v_BNSK = q_BLNK.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)
-    o_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNSK, v_BNSK, attn_mask=mask_LS)
+    o_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNSK, v_BNSK, mask_LS)
     return o_BNLK.transpose(1, 2)
 
 

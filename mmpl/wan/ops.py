@@ -75,17 +75,17 @@ def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:
 
 
 def epsilon(eps: float, precision: Precision, device: torch.device) -> Tensor:
-    """`eps` for `rms_norm_`, as a tensor of one number."""
+    """`eps` for `rms_norm_`, as a tensor of one number in the format of its statistics."""
     return torch.full((), eps, dtype=at_least_float32(precision.compute), device=device)
 
 
 def rms_norm_(params: Weight, x: Tensor, eps: Tensor, dtype: torch.dtype) -> Tensor:
     """RMSNorm over the last axis, rounded back to the format of `x`, times the gain in `dtype`.
 
-    In this order, with the statistics in float32 or better. `eps` is of `epsilon`. Without gradient
-    `x` is overwritten.
+    In this order, with the statistics in the format of `eps`, which is of `epsilon`: float32 or
+    better. Without gradient `x` is overwritten.
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x.dtype))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=eps.dtype)
     mean_square = torch.addcmul(eps, length, length, value=1 / x.shape[-1])
     if torch.is_grad_enabled():
         return cast(x * mean_square.rsqrt(), x.dtype) * cast(params.weight, dtype)
