@@ -71,7 +71,8 @@ def read_record(path: str) -> Record:
         content = read_json(Path(path, JOB_FILE) if os.path.isdir(path) else Path(path))
     content = up_to_date(content)
     settings = _table(content, "settings", content, path)
-    values = read_settings({**settings, **_table(content, "model", {}, path)}, path)
+    beside = {name: _table(content, name, {}, path) for name in ("machine", "model")}
+    values = read_settings({**beside["machine"], **settings, **beside["model"]}, path)
     return Record(
         values,
         _table(content, "weights", {}, path),

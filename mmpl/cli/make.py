@@ -283,6 +283,11 @@ def _notes(order: Order) -> dict[str, Any]:
         "files": file_sizes(order.folder),
         "output": os.path.abspath(order.output),
         "inputs": absolute(order.inputs),
+        "machine": {
+            name: order.machine[name]
+            for name in ("vae_dtype", "offload")
+            if order.machine[name] != "auto"
+        },
     }
 
 

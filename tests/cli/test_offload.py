@@ -40,13 +40,8 @@ def test_an_unknown_offload_is_refused(gen: Gen) -> None:
     assert not Path("film.mp4").exists()
 
 
-@pytest.mark.parametrize(
-    ("free", "kind"), [(10**12, "none"), (1000, "block"), (None, None)], ids=str
-)
-def test_auto_says_what_it_took(
-    gen: Gen, monkeypatch: pytest.MonkeyPatch, free: int | None, kind: str | None
-) -> None:
-    taken: list[str] = []
+def watch(monkeypatch: pytest.MonkeyPatch, taken: list[str]) -> None:
+    """Notes the offload of every model that is loaded."""
     load = make.load_model
 
     def watched(*args: object, offload: str, **kwargs: object) -> object:
@@ -54,6 +49,26 @@ def test_auto_says_what_it_took(
         return load(*args, offload=offload, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(make, "load_model", watched)
+
+
+def test_a_film_goes_on_with_the_offload_it_was_begun_with(
+    gen: Gen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    watch(monkeypatch, taken)
+    assert gen("plan", *FILM, "--offload", "block")[0] == 0
+    code, _, err = gen("resume", "film.mp4.job", plain=True)
+    assert (code, taken) == (0, ["block", "block"]), err
+
+
+@pytest.mark.parametrize(
+    ("free", "kind"), [(10**12, "none"), (1000, "block"), (None, None)], ids=str
+)
+def test_auto_says_what_it_took(
+    gen: Gen, monkeypatch: pytest.MonkeyPatch, free: int | None, kind: str | None
+) -> None:
+    taken: list[str] = []
+    watch(monkeypatch, taken)
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     code, _, err = gen(*FILM)
     assert (code, taken) == (0, [kind or "none"]), err

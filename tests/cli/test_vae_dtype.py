@@ -25,6 +25,13 @@ def test_frames_in_bfloat16_of_the_same_latents(gen: Gen) -> None:
     assert (code, "vae_dtype" in err) == (2, True), err
 
 
+def test_a_film_goes_on_in_the_format_it_was_begun_in(gen: Gen) -> None:
+    assert gen("plan", *FILM, "--vae_dtype", "bf16")[0] == 0
+    for flags, wanted in (((), "bfloat16"), (("--vae_dtype", "fp32", "--overwrite"), "float32")):
+        code, _, err = gen("resume", "film.mp4.job", *flags, plain=True)
+        assert (code, settings_of()["vae_dtype"]) == (0, wanted), err
+
+
 def test_another_format_is_refused(gen: Gen) -> None:
     code, _, err = gen(*FILM, "--vae_dtype", "fp16")
     assert (code, "auto, float32, bfloat16" in err) == (2, True), err
