@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from mmpl.errors import ArgumentError
+from mmpl.errors import ArgumentError, InputError
 
 Encoder = Callable[[Tensor], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor | float]
@@ -91,16 +91,23 @@ def jepa_score(encoder: Encoder, x_BCHW: Tensor, *, rank: int, seed: int = 0) ->
 
 def lpips_distance(network: str) -> Distance:
     """The distance of the package `lpips` with the weights it has for a network, one of
-    `LPIPS_NETWORKS`. Raises ArgumentError where the package is missing."""
+    `LPIPS_NETWORKS`. Raises ArgumentError where the package is missing, InputError where it cannot
+    load the network."""
     try:
         package = importlib.import_module("lpips")
+        return package.LPIPS(net=network, verbose=False).eval()
     except ModuleNotFoundError as error:
         raise ArgumentError(
             "t-LPIPS needs the package lpips",
             got=f"no module {error.name}",
             todo="pip install 'mmpl[lpips]', or give a function of yours as MODULE:NAME",
         ) from error
-    return package.LPIPS(net=network, verbose=False).eval()
+    except (OSError, RuntimeError) as error:  # no way to its weights, or a torchvision for others
+        raise InputError(
+            "the package lpips cannot load its network",
+            got=f"{type(error).__name__}: {str(error)[:120]}",
+            todo="mend it, or give a function of yours as MODULE:NAME",
+        ) from error
 
 
 @torch.no_grad()

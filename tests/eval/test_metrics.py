@@ -218,6 +218,25 @@ def test_t_lpips_by_a_distance_of_the_user(capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("films")
+@pytest.mark.parametrize("error", [OSError("no way"), RuntimeError("no way")])
+def test_lpips_without_its_network(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Its weights are downloaded at first use, by a torchvision that must be of this torch."""
+    package = ModuleType("lpips")
+
+    def load(*, net: str, verbose: bool) -> None:
+        raise error
+
+    package.__dict__["LPIPS"] = load
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    assert main(["b.mp4", "--lpips", "alex"]) == 3
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"cannot load its network; got {type(error).__name__}: no way; " in err
+
+
+@pytest.mark.usefixtures("films")
 def test_lpips_is_an_extra(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
