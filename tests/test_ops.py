@@ -28,6 +28,21 @@ def test_rms_norm_has_the_same_bits_with_and_without_gradient(dtype: torch.dtype
     assert torch.allclose(got, rounded * gain.weight, rtol=2.0**-7 if dtype.itemsize == 2 else 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "apart"), [*zip(DTYPES, (1e-6, 2.0**-7)), (torch.float64, 1e-12)]
+)
+def test_gelu_as_it_is_compiled(
+    dtype: torch.dtype, apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.cat((8 * draw(500), torch.tensor([0.0, -1e30, 1e30]))).to(dtype)
+    wanted = ops.gelu(x)
+    assert torch.equal(wanted, torch.nn.functional.gelu(x, approximate="tanh"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    got = ops.gelu(x)
+    assert got.dtype is dtype
+    assert torch.allclose(got, wanted, rtol=apart, atol=apart)
+
+
 def test_one_shift_and_scale_for_all_frames_are_those_of_every_frame() -> None:
     x, m = draw(1, 6, 24), draw(1, 1, 2, 24, seed=1)
     one, each = ops.modulation(m), ops.modulation(m.expand(1, 3, 2, 24))

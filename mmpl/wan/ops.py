@@ -6,6 +6,7 @@ change here and nowhere else. Knows nothing of whole networks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +65,18 @@ def linear(params: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
 def mlp(first: Linear, second: Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Linear, tanh-GELU, Linear, computed in `dtype`."""
     x = linear(first, x, dtype)  # by one name: no three of them in memory at once
-    x = F.gelu(x, approximate="tanh")
+    x = gelu(x)
     return linear(second, x, dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, in and out in the format of `x`."""
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    y = cast(x, at_least_float32(x.dtype))
+    # (1 + tanh u) / 2 by one exponential: a third of the time of tanh in generated code for CPUs.
+    twice_u = math.sqrt(8 / math.pi) * (y + 0.044715 * y * y * y)
+    return cast(y * torch.sigmoid(twice_u), x.dtype)
 
 
 def affine_norm(params: Linear, x: Tensor, eps: float) -> Tensor:

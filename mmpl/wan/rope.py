@@ -47,11 +47,14 @@ def rope_table(
 def rope(x_BLNK: Tensor, table_L1C2: Tensor) -> Tensor:
     """`x` turned by the angles of `table`, computed in the table's format, which is returned."""
     x_BLNK = cast(x_BLNK, table_L1C2.dtype)
-    if torch.compiler.is_compiling():  # the compiler fuses real arithmetic only, and no joins
-        pairs = torch.unflatten(x_BLNK, -1, (-1, 2))
-        cos, sin = table_L1C2.split(1, dim=-1)
-        sign = 2 * torch.arange(2, device=pairs.device) - 1
-        return (pairs * cos + pairs.flip(-1) * (sin * sign)).flatten(-2)
+    if torch.compiler.is_compiling():  # it fuses real numbers only, and those of whole rows best
+        channel = torch.arange(x_BLNK.shape[-1], device=x_BLNK.device)
+        even, other = channel % 2 == 0, channel ^ 1
+        table_L1K = table_L1C2.flatten(-2)
+        other_L1K = table_L1K[..., other]
+        cos_L1K = torch.where(even, table_L1K, other_L1K)
+        sin_L1K = torch.where(even, -other_L1K, table_L1K)
+        return x_BLNK * cos_L1K + x_BLNK[..., other] * sin_L1K
     turns_L1C = torch.view_as_complex(table_L1C2)
     if not torch.is_grad_enabled():  # numbers seen in another format have no gradient
         return (x_BLNK.view(turns_L1C.dtype) * turns_L1C).view(x_BLNK.dtype)
