@@ -155,7 +155,7 @@ def sampled(teacher: Defaults) -> Defaults:
         teacher,
         solver="few_step",
         steps=blueprint(teacher).matching.steps,
-        populate_steps=1,
+        populate_steps=2,
         guidance_scale=1.0,
         noise="off",  # as in the rollouts
     )
